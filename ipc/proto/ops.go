@@ -1,0 +1,76 @@
+package proto
+
+// The operations. A name is never renumbered and never reused for something else.
+const (
+	// Connection.
+	OpHello  = "hello"
+	OpBind   = "bind"
+	OpPing   = "ping"
+	OpCancel = "cancel"
+
+	// The daemon.
+	OpWhoami       = "whoami"
+	OpStatus       = "status"
+	OpCapabilities = "capabilities"
+	OpSelfTest     = "self_test"
+	OpInit         = "init"
+	OpLock         = "lock"
+	OpUnlock       = "unlock"
+
+	// Life of a key.
+	OpKeyCreate        = "key_create"
+	OpKeyImportBegin   = "key_import_begin"
+	OpKeyImport        = "key_import"
+	OpKeyGet           = "key_get"
+	OpKeyList          = "key_list"
+	OpKeySet           = "key_set"
+	OpKeyRotate        = "key_rotate"
+	OpKeySuspend       = "key_suspend"
+	OpKeyResume        = "key_resume"
+	OpKeyRevoke        = "key_revoke"
+	OpKeyDestroy       = "key_destroy"
+	OpKeyDestroyCancel = "key_destroy_cancel"
+	OpPublic           = "public"
+
+	// Use of a key.
+	OpSign      = "sign"
+	OpVerify    = "verify"
+	OpMAC       = "mac"
+	OpMACVerify = "mac_verify"
+	OpEncrypt   = "encrypt"
+	OpDecrypt   = "decrypt"
+	OpRewrap    = "rewrap"
+	OpWrap      = "wrap"
+	OpUnwrap    = "unwrap"
+	OpAgree     = "agree"
+	OpDerive    = "derive"
+	OpDataKey   = "data_key"
+	OpRandom    = "random"
+	OpBatch     = "batch"
+
+	// Large data in chunks.
+	OpStreamBegin  = "stream_begin"
+	OpStreamUpdate = "stream_update"
+	OpStreamFinish = "stream_finish"
+	OpStreamAbort  = "stream_abort"
+
+	// Certificates.
+	OpCertRequest  = "cert_request"
+	OpCertSelfSign = "cert_self_sign"
+	OpCertIssue    = "cert_issue"
+	OpCertAttach   = "cert_attach"
+	OpCertGet      = "cert_get"
+
+	// Administration, on the admin socket only.
+	OpSlotList     = "slot_list"
+	OpSlotAdd      = "slot_add"
+	OpSlotRemove   = "slot_remove"
+	OpSlotTest     = "slot_test"
+	OpRootRotate   = "root_rotate"
+	OpEpochRotate  = "epoch_rotate"
+	OpStoreVerify  = "store_verify"
+	OpStoreCompact = "store_compact"
+	OpBackupCreate = "backup_create"
+	OpAuditTail    = "audit_tail"
+	OpAuditHead    = "audit_head"
+)
