@@ -1,0 +1,110 @@
+package keystore
+
+import (
+	"time"
+
+	"github.com/kmsd-project/kmsd/keystore/keyspec"
+)
+
+// Limits of one key.
+const (
+	MaxMaterial = 512       // bytes of private material of one version
+	MaxMetadata = 128 << 10 // bytes of the encoded metadata of one key, all versions together
+	MaxPublic   = 64 << 10  // bytes of the encoded public part of one version, chain included
+)
+
+// Key is the metadata of a key and of all its versions. The store keeps it and gives it no meaning beyond its structure.
+type Key struct {
+	Name       keyspec.Name
+	Algorithm  keyspec.Algorithm
+	Usages     []keyspec.Usage
+	Origin     keyspec.Origin
+	Protection keyspec.Protection
+	Profile    string // the policy profile the key was made with, if any
+	Escrow     string // of a module key: "recipients", "none", or empty which means recipients
+	Exportable bool
+	Durable    bool // each use is in the audit log before it is answered
+	Owner      uint32
+	Labels     map[string]string
+	UsableVia  []string
+	Created    time.Time
+	Current    keyspec.Version // the version used when none is named
+	MinVersion keyspec.Version // older versions are refused
+	Keep       uint32          // versions to keep when rotating, 0 for all
+	Versions   []Version       // ascending by number
+
+	// Revision counts the commits that changed the key. In a Change it is the revision the change is based on; zero creates.
+	Revision uint64
+}
+
+// Version is the metadata of one version of a key. Times have a resolution of one second; the zero time is "not set".
+type Version struct {
+	Number      keyspec.Version // from 1
+	State       keyspec.State
+	Created     time.Time
+	NotBefore   time.Time
+	Expires     time.Time
+	Reason      keyspec.Reason // why it was revoked
+	Revoked     time.Time
+	DestroyAt   time.Time
+	Invocations uint64 // reserved in blocks by the caller, never decreasing
+	SPKISHA256  [32]byte
+
+	public uint64 // revision of the public record
+}
+
+// Public is the part of a key version that is no secret: the SubjectPublicKeyInfo in DER, empty for a symmetric key, and the
+// certificate chain in DER, leaf first.
+type Public struct {
+	SPKI  []byte
+	Chain [][]byte
+}
+
+// AliasKind says what an alias of a key version is made of.
+type AliasKind string
+
+// The kinds of alias. The store itself keeps AliasSPKI and AliasThumbprint in step with the public part; the others come with
+// a Change.
+const (
+	AliasSPKI       AliasKind = "spki-sha256"        // SHA-256 of the SubjectPublicKeyInfo, 32 bytes
+	AliasThumbprint AliasKind = "certificate-sha256" // SHA-256 of the leaf certificate, 32 bytes
+	AliasCKAID      AliasKind = "cka-id"             // PKCS#11 CKA_ID
+	AliasSSH        AliasKind = "ssh-sha256"         // SHA-256 of the SSH wire form of the public key, 32 bytes
+)
+
+// Alias is another way to find a key version.
+type Alias struct {
+	Kind    AliasKind
+	Value   []byte
+	Version keyspec.Version
+}
+
+// Change is what a commit does to one key.
+type Change struct {
+	// Key as it shall be. Its Revision is the one the change is based on; zero creates the key. Apply does not modify it.
+	Key *Key
+	// Material of new versions, in the mechanism's canonical form. A version's material is written once and never replaced.
+	Material map[keyspec.Version][]byte
+	// Public parts to write or replace. A new version without an entry here gets an empty one.
+	Public map[keyspec.Version]Public
+	// Erase drops the data keys of these versions; their material is unreadable from then on. The caller sets their state.
+	Erase []keyspec.Version
+	// Aliases to add besides those that follow from Public.
+	Aliases []Alias
+}
+
+// Commit is a set of changes that happen together or not at all.
+type Commit struct {
+	Changes []Change
+	// Audit is put into the outbox in the same transaction, unless it is empty.
+	Audit []byte
+	// RequestKey makes the commit idempotent for 24 hours: a second commit with the same one changes nothing and is answered
+	// with a *DuplicateError. The caller puts its own client's identity into it.
+	RequestKey []byte
+}
+
+// OutboxEntry is an audit entry that was committed with a change and awaits being copied to the log.
+type OutboxEntry struct {
+	Seq  uint64
+	Data []byte
+}
