@@ -11,6 +11,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"hash"
+	"io"
 	"sync/atomic"
 
 	"golang.org/x/crypto/chacha20poly1305"
@@ -116,11 +117,8 @@ func (k *Key) SPKI() ([]byte, error) {
 // The caller owes it nonces that never repeat.
 func (k *Key) AEAD() cipher.AEAD { return k.aead }
 
-// GoString keeps key bytes out of %#v.
-func (k *Key) GoString() string { return "mechanism.Key(" + string(k.row.Algorithm) + ")" }
-
-// String keeps key bytes out of %v.
-func (k *Key) String() string { return k.GoString() }
+// Format keeps key bytes out of everything fmt prints, whatever the verb.
+func (k *Key) Format(s fmt.State, _ rune) { io.WriteString(s, "key("+string(k.row.Algorithm)+")") }
 
 func (k *Key) unsupported(verb string) error {
 	return fmt.Errorf("%w: %s cannot %s", ErrUnsupported, k.row.Algorithm, verb)
