@@ -48,7 +48,7 @@ const (
 	NonceSize  = 12
 	TagSize    = 16
 	Overhead   = HeaderSize + NonceSize + TagSize // what a message is longer than its plaintext
-	KeySize    = 32                               // the key of a stream
+	KeySize    = 32                               // the key of a stream or an envelope
 	HeadSize   = Overhead + KeySize               // everything before the segments of a stream or an envelope
 )
 
@@ -67,7 +67,8 @@ const (
 //	0  "kms"        magic
 //	3  format       1 byte
 //	4  algorithm    2 bytes, big-endian: 1 aes-128-gcm, 2 aes-256-gcm, 3 chacha20-poly1305
-//	6  zero         2 bytes
+//	6  key size     1 byte: 0 in a message, 32 in a stream, 16, 32 or 64 in a data key
+//	7  zero         1 byte
 //	8  key version  4 bytes, big-endian, from 1
 //
 // Invariant: the header is associated data of the first seal, so a changed header never opens.
@@ -75,6 +76,13 @@ type Header struct {
 	Format    Format
 	Algorithm keyspec.Algorithm
 	Version   keyspec.Version
+	KeySize   int // of the sealed key in bytes; set by ParseHeader, not looked at by Append
+}
+
+// Segmented reports whether ciphertext, which begins with h, is a stream or an envelope rather than a message or a data
+// key alone.
+func (h Header) Segmented(ciphertext []byte) bool {
+	return h.KeySize == KeySize && (h.Format == Stream || len(ciphertext) > HeadSize)
 }
 
 // The numbers of the algorithms. They are never reused.
@@ -122,37 +130,53 @@ func ParseHeader(b []byte) (Header, error) {
 		return Header{}, fmt.Errorf("%w: unknown algorithm %d", ErrFormat, binary.BigEndian.Uint16(b[4:]))
 	}
 	version := binary.BigEndian.Uint32(b[8:])
-	if b[6] != 0 || b[7] != 0 || version == 0 {
-		return Header{}, fmt.Errorf("%w: reserved bytes or version out of range", ErrFormat)
+	if !validKeySize(format, int(b[6])) || b[7] != 0 || version == 0 {
+		return Header{}, fmt.Errorf("%w: key size, reserved byte or version out of range", ErrFormat)
 	}
-	return Header{Format: format, Algorithm: algorithm, Version: keyspec.Version(version)}, nil
+	return Header{format, algorithm, keyspec.Version(version), int(b[6])}, nil
 }
 
-// appendHeader appends the encoded form of h to dst.
-func (h Header) appendTo(dst []byte) ([]byte, error) {
+func validKeySize(f Format, n int) bool {
+	switch f {
+	case Message:
+		return n == 0
+	case Stream:
+		return n == KeySize
+	case DataKey:
+		return n == 16 || n == 32 || n == 64
+	}
+	return false
+}
+
+// appendTo appends the encoded form of h to dst.
+func (h Header) appendTo(dst []byte, keySize int) ([]byte, error) {
 	code, ok := algorithmCode(h.Algorithm)
 	if !ok {
 		return nil, fmt.Errorf("%w: %q", ErrAlgorithm, h.Algorithm)
 	}
-	if h.Format < Message || h.Format > DataKey || h.Version == 0 {
-		return nil, fmt.Errorf("%w: format %d, version %d", ErrFormat, h.Format, h.Version)
+	if !validKeySize(h.Format, keySize) || h.Version == 0 {
+		return nil, fmt.Errorf("%w: format %d, version %d, key of %d bytes", ErrFormat, h.Format, h.Version, keySize)
 	}
 	dst = append(dst, 'k', 'm', 's', byte(h.Format))
 	dst = binary.BigEndian.AppendUint16(dst, code)
-	dst = append(dst, 0, 0)
+	dst = append(dst, byte(keySize), 0)
 	return binary.BigEndian.AppendUint32(dst, uint32(h.Version)), nil
 }
 
 // Append seals plaintext with aead, the AEAD of the key version that h names, under a fresh random nonce, and appends
 // header, nonce, ciphertext and tag to dst. The associated data are the header followed by aad.
 //
-// For the format Stream the plaintext is the stream key; use [AppendHead].
+// For the format DataKey the plaintext is the data key: 16, 32 or 64 bytes. For Stream use [AppendHead].
 func Append(dst []byte, h Header, aead cipher.AEAD, plaintext, aad []byte) ([]byte, error) {
 	if aead.NonceSize() != NonceSize || aead.Overhead() != TagSize {
 		return nil, ErrAlgorithm
 	}
+	keySize := 0
+	if h.Format != Message {
+		keySize = len(plaintext)
+	}
 	start := len(dst)
-	dst, err := h.appendTo(dst)
+	dst, err := h.appendTo(dst, keySize)
 	if err != nil {
 		return nil, err
 	}
@@ -165,7 +189,7 @@ func Append(dst []byte, h Header, aead cipher.AEAD, plaintext, aad []byte) ([]by
 
 // AppendMessage appends plaintext sealed as a [Message].
 func AppendMessage(dst []byte, algorithm keyspec.Algorithm, version keyspec.Version, aead cipher.AEAD, plaintext, aad []byte) ([]byte, error) {
-	return Append(dst, Header{Message, algorithm, version}, aead, plaintext, aad)
+	return Append(dst, Header{Format: Message, Algorithm: algorithm, Version: version}, aead, plaintext, aad)
 }
 
 // AppendHead makes a fresh stream key, appends it to dst sealed as the head of a [Stream] or of an envelope, and
@@ -186,12 +210,13 @@ func AppendHead(dst []byte, h Header, aead cipher.AEAD, aad []byte) (head, key [
 // Open opens what [Append] made, with the AEAD of the key version that the header names, and appends the plaintext to
 // dst. The format is not looked at: whoever may see a message but not a stream key asks [ParseHeader] first.
 //
-// Every failure after the header is [ErrDecryption].
+// Of a stream or an envelope it takes the head alone. Every failure after the header is [ErrDecryption].
 func Open(dst []byte, aead cipher.AEAD, sealed, aad []byte) ([]byte, error) {
-	if _, err := ParseHeader(sealed); err != nil {
+	h, err := ParseHeader(sealed)
+	if err != nil {
 		return nil, err
 	}
-	if len(sealed) < Overhead || aead.NonceSize() != NonceSize || aead.Overhead() != TagSize {
+	if len(sealed) < Overhead || h.Format != Message && len(sealed) != Overhead+h.KeySize || aead.NonceSize() != NonceSize || aead.Overhead() != TagSize {
 		return nil, ErrDecryption
 	}
 	header, nonce := sealed[:HeaderSize], sealed[HeaderSize:HeaderSize+NonceSize]

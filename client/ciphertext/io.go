@@ -2,6 +2,7 @@ package ciphertext
 
 import (
 	"errors"
+	"fmt"
 	"io"
 )
 
@@ -138,8 +139,8 @@ func ReadHead(r io.Reader) ([]byte, Header, error) {
 		return nil, Header{}, err
 	}
 	h, err := ParseHeader(head)
-	if err == nil && h.Format == Message {
-		err = errors.Join(ErrFormat, errors.New("a message has no segments"))
+	if err == nil && h.KeySize != KeySize {
+		err = fmt.Errorf("%w: has no segments", ErrFormat)
 	}
 	if err != nil {
 		return nil, Header{}, err

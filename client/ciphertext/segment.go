@@ -40,8 +40,8 @@ func newSegments(head, key []byte) (segments, error) {
 	if err != nil {
 		return segments{}, err
 	}
-	if h.Format == Message {
-		return segments{}, fmt.Errorf("%w: a message has no segments", ErrFormat)
+	if h.KeySize != KeySize {
+		return segments{}, fmt.Errorf("%w: has no segments", ErrFormat)
 	}
 	if len(key) != KeySize {
 		return segments{}, ErrDecryption
