@@ -46,16 +46,16 @@ var errEntry = errors.New("entry is malformed")
 // entryFormat is the first byte of an encoded entry.
 const entryFormat = 1
 
-// appendEntry appends the encoding of e, padded to a multiple of block. watermark is the number of the last outbox entry
-// that is in the log once this one is.
+// appendEntry appends the encoding of e, padded to a multiple of block. tag is 0, or that of the outbox entry that e comes
+// from.
 //
-//	u8 format | u64 watermark | i64 time in ms | u32 version | u32 uid | i32 pid | u8 allowed | u64 policy epoch
+//	u8 format | u64 tag | i64 time in ms | u32 version | u32 uid | i32 pid | u8 allowed | u64 policy epoch
 //	then op, key, principal, via, code, detail id, detail: each u16 length and bytes
-//	then 0x80 and zeros up to a multiple of 256
-func appendEntry(dst []byte, e *Entry, watermark uint64) []byte {
+//	then 0x80 and zeros up to a multiple of 192
+func appendEntry(dst []byte, e *Entry, tag uint64) []byte {
 	start := len(dst)
 	dst = append(dst, entryFormat)
-	dst = binary.BigEndian.AppendUint64(dst, watermark)
+	dst = binary.BigEndian.AppendUint64(dst, tag)
 	dst = binary.BigEndian.AppendUint64(dst, uint64(e.Time.UnixMilli()))
 	dst = binary.BigEndian.AppendUint32(dst, uint32(e.Version))
 	dst = binary.BigEndian.AppendUint32(dst, e.UID)
@@ -86,16 +86,13 @@ func appendField(dst []byte, s string, limit int) []byte {
 	return append(dst, s...)
 }
 
-// setWatermark overwrites the watermark of the encoded entry b.
-func setWatermark(b []byte, watermark uint64) { binary.BigEndian.PutUint64(b[1:9], watermark) }
-
 // parseEntry is the inverse of appendEntry.
-func parseEntry(b []byte) (e Entry, watermark uint64, err error) {
+func parseEntry(b []byte) (e Entry, tag uint64, err error) {
 	const fixed = 1 + 8 + 8 + 4 + 4 + 4 + 1 + 8
 	if len(b) < fixed || b[0] != entryFormat || len(b)%block != 0 || len(b) > maxEntry || b[29] > 1 {
 		return Entry{}, 0, errEntry
 	}
-	watermark = binary.BigEndian.Uint64(b[1:])
+	tag = binary.BigEndian.Uint64(b[1:])
 	e.Time = time.UnixMilli(int64(binary.BigEndian.Uint64(b[9:])))
 	e.Version = keyspec.Version(binary.BigEndian.Uint32(b[17:]))
 	e.UID = binary.BigEndian.Uint32(b[21:])
@@ -122,5 +119,5 @@ func parseEntry(b []byte) (e Entry, watermark uint64, err error) {
 			return Entry{}, 0, errEntry
 		}
 	}
-	return e, watermark, nil
+	return e, tag, nil
 }
