@@ -1,0 +1,64 @@
+package pki
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/ecdh"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/asn1"
+	"fmt"
+)
+
+// Bounds of an RSA modulus in bits: below it is weak, above it costs too much to verify with.
+const (
+	minRSABits = 2048
+	maxRSABits = 8192
+)
+
+// checkKey refuses public keys that kmsd does not put into certificates nor verify with. Errors wrap ErrKey.
+func checkKey(public crypto.PublicKey) error {
+	switch key := public.(type) {
+	case *rsa.PublicKey:
+		if bits := key.N.BitLen(); bits < minRSABits || bits > maxRSABits {
+			return fmt.Errorf("%w: an RSA modulus has %d to %d bits", ErrKey, minRSABits, maxRSABits)
+		}
+		return nil
+	case *ecdsa.PublicKey:
+		switch key.Curve {
+		case elliptic.P256(), elliptic.P384(), elliptic.P521():
+			return nil
+		}
+	case ed25519.PublicKey, *ecdh.PublicKey:
+		return nil
+	}
+	return fmt.Errorf("%w: RSA, P-256, P-384, P-521, Ed25519 and X25519 are", ErrKey)
+}
+
+// sameKey compares two public keys by their encodings.
+func sameKey(a, b crypto.PublicKey) bool {
+	one, err1 := x509.MarshalPKIXPublicKey(a)
+	two, err2 := x509.MarshalPKIXPublicKey(b)
+	return err1 == nil && err2 == nil && bytes.Equal(one, two)
+}
+
+// keyID returns the subject key identifier: the first 160 bits of SHA-256 over the key bits (RFC 7093 section 2 method 1).
+func keyID(public crypto.PublicKey) ([]byte, error) {
+	spki, err := x509.MarshalPKIXPublicKey(public)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrKey, err)
+	}
+	var info struct {
+		Algorithm asn1.RawValue
+		Key       asn1.BitString
+	}
+	if _, err := asn1.Unmarshal(spki, &info); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrKey, err)
+	}
+	sum := sha256.Sum256(info.Key.Bytes)
+	return sum[:20], nil
+}
