@@ -1,0 +1,7 @@
+package main
+
+type daemon struct {
+	dispatcher
+}
+
+func main() {}

@@ -1,0 +1,305 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/kmsd-project/kmsd/ipc/proto"
+	"github.com/kmsd-project/kmsd/kmsd/engine"
+)
+
+// Causes of the end of a call before its time.
+var (
+	errCancelled = fmt.Errorf("%w: by the client", context.Canceled)
+	errGone      = fmt.Errorf("%w: the client is gone", context.Canceled)
+)
+
+// call is one request on its way through the daemon.
+//
+// It is its own context: cancelled by cancel, by the deadline or by the end of the connection, and free until somebody
+// asks for its Done channel, which cheap operations never do.
+type call struct {
+	ctx     context.Context
+	daemon  *daemon
+	session *session
+	request proto.Request
+
+	op       *operation
+	lane     lane
+	frame    []byte // the request, when it runs in the background
+	answered atomic.Bool
+	failure  *proto.Error  // of AppendFrame
+	result   proto.Message // of AppendFrame
+
+	mu       sync.Mutex
+	done     chan struct{}
+	err      error
+	deadline time.Time
+	timer    *time.Timer
+}
+
+var calls = sync.Pool{New: func() any { return new(call) }}
+
+func newCall(s *session) *call {
+	c := calls.Get().(*call)
+	c.ctx, c.daemon, c.session = c, s.daemon, s
+	return c
+}
+
+// free returns c for another request. A call that somebody may still look at is left to the collector instead.
+func (c *call) free() {
+	clear(c.frame)
+	c.mu.Lock()
+	shared := c.done != nil || c.timer != nil || c.err != nil
+	c.mu.Unlock()
+	if shared {
+		c.release()
+		return
+	}
+	frame := c.frame[:0]
+	if cap(frame) > 4096 {
+		frame = nil
+	}
+	c.ctx, c.daemon, c.session, c.request, c.op, c.lane = nil, nil, nil, proto.Request{}, nil, 0
+	c.failure, c.result, c.deadline = nil, nil, time.Time{}
+	c.answered.Store(false)
+	c.frame = frame
+	calls.Put(c)
+}
+
+// release ends the context of c.
+func (c *call) release() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.timer != nil {
+		c.timer.Stop()
+	}
+	if c.err == nil {
+		c.err = context.Canceled
+	}
+	if c.done != nil {
+		select {
+		case <-c.done:
+		default:
+			close(c.done)
+		}
+	}
+}
+
+// caller returns who asks.
+func (c *call) caller() engine.Caller { return c.session.who }
+
+// decode decodes the params of c. Byte fields alias the request and are valid until the handler returns.
+func decode[T any, P interface {
+	*T
+	proto.Message
+}](c *call) (*T, error) {
+	m := new(T)
+	if err := proto.Decode(c.request.Params, P(m)); err != nil {
+		return nil, badFrame(err)
+	}
+	return m, nil
+}
+
+// choose asks the table where c runs. The row may look into the request for that, so a panic is caught here too.
+func (c *call) choose() (l lane) {
+	defer func() {
+		if recover() != nil {
+			c.daemon.panics.Add(1)
+			l = lanePool
+		}
+	}()
+	return c.op.lane(c)
+}
+
+// Run runs c on a worker of its lane.
+func (c *call) Run() {
+	c.run()
+	c.session.done(c)
+}
+
+// run handles c and queues the answer.
+func (c *call) run() {
+	if e := c.expired(); e != nil {
+		e.SafeToRetry = true // it was never begun
+		c.answer(e, nil)
+		return
+	}
+	result, e := c.handle()
+	if late := c.expired(); late != nil {
+		c.answer(late, nil)
+		return
+	}
+	c.answer(e, result)
+}
+
+// handle calls the handler and catches its panic.
+func (c *call) handle() (result proto.Message, e *proto.Error) {
+	defer func() {
+		p := recover()
+		if p == nil {
+			return
+		}
+		c.daemon.panics.Add(1)
+		message := "panic" // its value might hold anything
+		if err, ok := p.(runtime.Error); ok {
+			message = err.Error()
+		}
+		slog.Error("panic in a handler", "op", c.request.Op, "panic", message, "stack", string(debug.Stack()))
+		result, e = nil, &proto.Error{Code: proto.CodeInternal, Class: proto.ClassInternal, Message: "internal error"}
+	}()
+	result, err := c.op.handle(c)
+	if err != nil {
+		return nil, c.wireError(err)
+	}
+	if result == nil {
+		result = &proto.Empty{}
+	}
+	return result, nil
+}
+
+// wireError adds to the one table of errors what only the call knows: why its context ended.
+func (c *call) wireError(err error) *proto.Error {
+	if e := c.expired(); e != nil && (errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)) {
+		return e
+	}
+	return wireError(err)
+}
+
+// expired returns the error of a call that is no longer wanted, or nil.
+func (c *call) expired() *proto.Error {
+	switch err := c.Err(); {
+	case err == nil:
+		return nil
+	case errors.Is(err, context.DeadlineExceeded):
+		return &proto.Error{Code: proto.CodeDeadline, Class: proto.ClassState, Message: "the deadline has passed"}
+	default:
+		return &proto.Error{Code: proto.CodeCancelled, Class: proto.ClassState, Message: "the request was cancelled"}
+	}
+}
+
+// answer queues the one answer to c; later ones are dropped.
+func (c *call) answer(e *proto.Error, result proto.Message) {
+	if !c.answered.CompareAndSwap(false, true) {
+		return
+	}
+	c.failure, c.result = e, result
+	size := 512
+	if data, ok := result.(*proto.StreamData); ok {
+		size += len(data.Data)
+	}
+	c.session.conn.Append(c, size)
+}
+
+// AppendFrame appends the answer.
+func (c *call) AppendFrame(dst []byte) []byte {
+	out, err := proto.AppendResponse(dst, c.request.ID, c.failure, c.result)
+	if err == nil {
+		return out
+	}
+	slog.Error("the answer does not fit a frame", "op", c.request.Op, "error", err)
+	out, _ = proto.AppendResponse(dst, c.request.ID, &proto.Error{Code: proto.CodeTooLarge, Class: proto.ClassInput, Message: "the answer does not fit a frame"}, nil)
+	return out
+}
+
+// item runs one operation of a batch in the place of c and returns its encoded result.
+func (c *call) item(op string, params []byte) ([]byte, *proto.Error) {
+	switch op {
+	case proto.OpBatch, proto.OpCancel, proto.OpStreamBegin, proto.OpStreamUpdate, proto.OpStreamFinish, proto.OpStreamAbort:
+		return nil, &proto.Error{Code: proto.CodeInvalid, Class: proto.ClassInput, Message: "this operation cannot be part of a batch", SafeToRetry: true}
+	}
+	row, e := c.daemon.find(op, c.session.who.Admin)
+	if e == nil {
+		e = c.expired()
+	}
+	if e != nil {
+		e.SafeToRetry = true
+		return nil, e
+	}
+	sub := &call{ctx: c.ctx, daemon: c.daemon, session: c.session, op: row, lane: c.lane}
+	sub.request = proto.Request{ID: c.request.ID, Op: op, Params: params, Options: proto.Options{Trace: c.request.Options.Trace}}
+	result, e := sub.handle()
+	if e != nil {
+		return nil, e
+	}
+	out, err := proto.AppendParams(nil, result)
+	if err != nil {
+		return nil, badFrame(err)
+	}
+	return out, nil
+}
+
+// limit sets the deadline of c.
+func (c *call) limit(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.deadline = time.Now().Add(d)
+}
+
+// arm makes the deadline of c, if it has one, answer c even while its handler is busy.
+func (c *call) arm() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.timer == nil && !c.deadline.IsZero() {
+		c.timer = time.AfterFunc(time.Until(c.deadline), func() { c.cancel(context.DeadlineExceeded) })
+	}
+}
+
+// cancel ends the context of c with err and answers c at once. What its handler still returns is dropped.
+func (c *call) cancel(err error) {
+	c.mu.Lock()
+	if c.err == nil {
+		c.err = err
+		if c.done != nil {
+			close(c.done)
+		}
+	}
+	c.mu.Unlock()
+	c.answer(c.expired(), nil)
+}
+
+// Deadline implements context.Context.
+func (c *call) Deadline() (time.Time, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.deadline, !c.deadline.IsZero()
+}
+
+// Done implements context.Context.
+func (c *call) Done() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.done == nil {
+		c.done = make(chan struct{})
+		switch {
+		case c.err != nil:
+			close(c.done)
+		case c.timer == nil && !c.deadline.IsZero():
+			c.timer = time.AfterFunc(time.Until(c.deadline), func() { c.cancel(context.DeadlineExceeded) })
+		}
+	}
+	return c.done
+}
+
+// Err implements context.Context.
+func (c *call) Err() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err == nil && !c.deadline.IsZero() && !time.Now().Before(c.deadline) {
+		c.err = context.DeadlineExceeded
+		if c.done != nil {
+			close(c.done)
+		}
+	}
+	return c.err
+}
+
+// Value implements context.Context. A call carries no values.
+func (c *call) Value(any) any { return nil }
