@@ -140,13 +140,13 @@ func ParseRequest(frame []byte) (Request, error) {
 	defer f.free()
 	var r Request
 	n := f.arrayLen(5)
-	if f.err == nil && n != 4 && n != 5 {
-		f.fail("request of %d elements", n)
-	}
 	if t := f.readUint(typeResponse); f.err == nil && t != typeRequest {
 		f.fail("message type %d where a request must be", t)
 	}
 	r.ID = f.readUint(1<<64 - 1)
+	if f.err == nil && n != 4 && n != 5 {
+		f.fail("request of %d elements", n)
+	}
 	r.Op = f.readString(maxKey)
 	r.Params = f.rawMap()
 	if n == 5 {
