@@ -1,0 +1,198 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// The dependency law of kmsd: who may import whom. It is the shortest true description of the architecture. When this
+// test fails, the question is first whether the import is right, and only then whether the law is.
+
+const module = "github.com/kmsd-project/kmsd"
+
+// law lists, for every package, the packages outside the standard library that it may import. Names without a dot are
+// packages of kmsd.
+var law = map[string][]string{
+	// The vocabulary, which all may import and which imports nothing.
+	"keystore/keyspec": {},
+
+	// Transport knows nothing about keys, and messages nothing about transport.
+	"ipc":       {"golang.org/x/sys/unix"},
+	"ipc/proto": {"keystore/keyspec", "github.com/vmihailenco/msgpack/v5", "github.com/vmihailenco/msgpack/v5/msgpcode"},
+
+	// What decides and computes. None of it does I/O (see pure).
+	"policy":            {"keystore/keyspec", "github.com/pelletier/go-toml/v2"},
+	"kmsd/mechanism":    {"keystore/keyspec", "golang.org/x/crypto/chacha20poly1305"},
+	"kmsd/pki":          {"keystore/keyspec"},
+	"client/ciphertext": {"keystore/keyspec", "golang.org/x/crypto/chacha20poly1305"},
+	"client/packet":     {"keystore/keyspec", "client/ciphertext"},
+
+	// The store, and alone with bbolt.
+	"keystore/secmem": {"golang.org/x/sys/unix"},
+	"keystore": {"keystore/keyspec", "keystore/secmem", "golang.org/x/sys/unix", "filippo.io/age",
+		"go.etcd.io/bbolt", "go.etcd.io/bbolt/errors"},
+
+	// What guards the root key.
+	"enclave":                      {"keystore/keyspec"},
+	"enclave/enclavetest":          {"enclave"},
+	"enclave/recovery":             {"enclave"},
+	"enclave/keyring":              {"enclave", "enclave/helper"},
+	"enclave/helper":               {"enclave", "ipc", "ipc/proto", "golang.org/x/sys/unix"},
+	"enclave/keyring/kmsd-keyring": {"enclave", "enclave/helper", "enclave/keyring", "ipc", "ipc/proto", "golang.org/x/sys/unix", "github.com/99designs/keyring"},
+
+	// The daemon. Only its main package joins the wire and the engine.
+	"kmsd/audit": {"keystore/keyspec", "golang.org/x/sys/unix"},
+	"kmsd/engine": {"policy", "keystore", "keystore/keyspec", "keystore/secmem", "kmsd/mechanism", "kmsd/pki", "kmsd/audit",
+		"client/packet", "client/ciphertext"},
+	"kmsd": {"ipc", "ipc/proto", "kmsd/engine", "kmsd/mechanism", "kmsd/pki", "kmsd/audit", "policy", "keystore", "keystore/keyspec",
+		"keystore/secmem", "client/ciphertext", "enclave", "enclave/helper", "enclave/keyring", "enclave/recovery", "golang.org/x/sys/unix",
+		"golang.org/x/term", "github.com/pelletier/go-toml/v2", "github.com/coreos/go-systemd/v22/daemon",
+		"github.com/coreos/go-systemd/v22/activation", "filippo.io/age"},
+	"kmsd/bench": {},
+
+	// The library and the tool of the outside.
+	"client": {"client/ciphertext", "client/packet", "ipc/proto", "keystore/keyspec", "golang.org/x/crypto/ssh"},
+	"kmsctl": {"client", "client/ciphertext", "client/packet", "ipc/proto", "keystore/keyspec",
+		"keystore", "keystore/secmem", "enclave", "enclave/recovery", "policy", "kmsd/audit", // without a daemon: verify, restore
+		"filippo.io/age", "github.com/spf13/cobra", "golang.org/x/crypto/ssh", "golang.org/x/sys/unix", "golang.org/x/term"},
+	"docs/examples/demo": {"client", "client/packet"},
+}
+
+// examples under docs may import what an application may.
+var example = []string{"client", "client/ciphertext", "client/packet", "ipc/proto", "keystore/keyspec"}
+
+// pure packages do no I/O: they get bytes and give bytes.
+var pure = []string{"keystore/keyspec", "ipc/proto", "policy", "kmsd/mechanism", "kmsd/pki", "client/packet", "client/ciphertext", "enclave", "enclave/recovery"}
+
+// impure are the packages of the standard library that do I/O.
+var impure = []string{"os", "os/exec", "os/signal", "os/user", "net", "syscall", "io/ioutil", "log", "plugin"}
+
+// mayUseUnsafe lists the packages that may import unsafe.
+var mayUseUnsafe = []string{
+	"ipc",             // recvmsg with credentials, without an allocation for each read
+	"keystore/secmem", // secret memory is outside of the Go heap
+}
+
+// forbidden packages are imported by nothing that is shipped.
+var forbidden = []string{"net/http", "math/rand", "math/rand/v2", "net/rpc", "encoding/gob", "C"}
+
+// unreachable lists, for programs and libraries, what must not even be reached through others.
+var unreachable = map[string][]string{
+	"kmsd":   {"net/http", "runtime/cgo", "github.com/99designs/keyring"},
+	"kmsctl": {"net/http", "runtime/cgo", "github.com/99designs/keyring", module + "/kmsd/engine"},
+	"client": {"net/http", "runtime/cgo", "go.etcd.io/bbolt", "github.com/99designs/keyring", module + "/ipc", module + "/keystore", module + "/enclave"},
+	"ipc":    {module + "/keystore", module + "/keystore/keyspec", module + "/ipc/proto", module + "/policy", module + "/enclave"},
+
+	"enclave/keyring/kmsd-keyring": {"net/http", module + "/keystore", module + "/kmsd/engine", "go.etcd.io/bbolt"},
+}
+
+type listed struct {
+	ImportPath string
+	Imports    []string
+	Deps       []string
+	Module     *struct{ Path string }
+	Standard   bool
+}
+
+func TestDependencyLaw(t *testing.T) {
+	packages := list(t, "./...")
+	seen := make(map[string]bool)
+	for _, p := range packages {
+		name := strings.TrimPrefix(strings.TrimPrefix(p.ImportPath, module), "/")
+		seen[name] = true
+		allowed, known := law[name]
+		if strings.HasPrefix(name, "docs/examples/") && !known {
+			allowed, known = example, true
+		}
+		if !known {
+			t.Errorf("package %s is not in the law: add a line that says what it may import", name)
+			continue
+		}
+		for _, imported := range p.Imports {
+			short := strings.TrimPrefix(imported, module+"/")
+			switch {
+			case slices.Contains(forbidden, imported):
+				t.Errorf("%s imports %s, which nothing may", name, imported)
+			case imported == "unsafe" && !slices.Contains(mayUseUnsafe, name):
+				t.Errorf("%s imports unsafe", name)
+			case slices.Contains(impure, imported) && slices.Contains(pure, name):
+				t.Errorf("%s is pure and imports %s", name, imported)
+			case outside(imported) && !slices.Contains(allowed, short):
+				t.Errorf("%s may not import %s", name, short)
+			}
+		}
+		for _, dep := range unreachable[name] {
+			if slices.Contains(p.Deps, dep) {
+				t.Errorf("%s reaches %s", name, dep)
+			}
+		}
+	}
+	for name := range law {
+		if !seen[name] {
+			t.Errorf("the law names package %s, which does not exist", name)
+		}
+	}
+	for _, name := range append(slices.Clone(pure), mayUseUnsafe...) {
+		if !seen[name] {
+			t.Errorf("package %s does not exist", name)
+		}
+	}
+}
+
+// TestClientBuildsElsewhere proves that the client needs neither cgo nor Linux.
+func TestClientBuildsElsewhere(t *testing.T) {
+	for _, target := range []string{"linux/arm64", "darwin/arm64", "windows/amd64"} {
+		goos, goarch, _ := strings.Cut(target, "/")
+		cmd := exec.Command("go", "build", "./client/...")
+		cmd.Dir = ".."
+		cmd.Env = append(os.Environ(), "GOOS="+goos, "GOARCH="+goarch, "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("%s: %v\n%s", target, err, out)
+		}
+	}
+}
+
+// outside reports whether an import path is not of the standard library.
+func outside(path string) bool {
+	first, _, _ := strings.Cut(path, "/")
+	return strings.Contains(first, ".")
+}
+
+// list runs go list on the packages as they are shipped: without cgo.
+func list(t *testing.T, patterns ...string) []listed {
+	t.Helper()
+	cmd := exec.Command("go", append([]string{"list", "-json=ImportPath,Imports,Deps,Module,Standard"}, patterns...)...)
+	cmd.Dir = ".."
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var packages []listed
+	for d := json.NewDecoder(out); ; {
+		var p listed
+		if err := d.Decode(&p); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		packages = append(packages, p)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	if len(packages) < 10 {
+		t.Fatalf("go list found only %d packages", len(packages))
+	}
+	return packages
+}
