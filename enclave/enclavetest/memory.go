@@ -1,6 +1,7 @@
 package enclavetest
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/subtle"
@@ -34,6 +35,9 @@ func NewMemory(pin string) *Memory {
 	rand.Read(m.key[:])
 	return m
 }
+
+// MemoryOf returns a healthy fake with a given key, for one device that is seen from several processes.
+func MemoryOf(key [32]byte, pin string) *Memory { return &Memory{key: key, pin: []byte(pin)} }
 
 // SetFaults replaces the faults.
 func (m *Memory) SetFaults(f Faults) {
@@ -155,7 +159,7 @@ func (m *Memory) Forget(ctx context.Context, b enclave.Blob) error {
 	if !m.forgot(b) {
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		m.gone = append(m.gone, b)
+		m.gone = append(m.gone, bytes.Clone(b))
 	}
 	return nil
 }
