@@ -1,0 +1,371 @@
+package keystore
+
+import (
+	"bytes"
+	"context"
+	"crypto/hkdf"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/kmsd-project/kmsd/keystore/keyspec"
+	"github.com/kmsd-project/kmsd/keystore/secmem"
+)
+
+const (
+	maxAudit      = 64 << 10
+	maxRequestKey = 4 << 10
+	maxChanges    = 10_000
+	maxAliases    = 64
+	maxAliasValue = 256
+)
+
+// prepared is a commit with everything encrypted, ready to be put into a transaction.
+type prepared struct {
+	changes    []preparedChange
+	audit      []byte
+	hasRequest bool
+	request    [32]byte
+	answer     recordKey
+}
+
+type preparedChange struct {
+	name     keyspec.Name
+	meta     recordKey
+	expected uint64
+	entries  []entry
+	puts     []put
+	erased   int
+	bump     bool
+}
+
+func (p *prepared) wipe() {
+	for i := range p.changes {
+		for j := range p.changes[i].entries {
+			clear(p.changes[i].entries[j].dek[:])
+		}
+	}
+}
+
+// Apply carries out a commit: when it returns nil everything in it is durable, when it returns an error nothing was changed, unless
+// the error is ErrStorage, when only reading the keys again will tell.
+//
+// It returns ErrExists, ErrNotFound or ErrConflict when a key is not at the revision its change is based on, ErrInvalid when the keys
+// are not well-formed, a *DuplicateError when the request key was used before, and ErrStorage when the disk is full or fails.
+func (s *Store) Apply(ctx context.Context, c Commit) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if len(c.Audit) > maxAudit || len(c.RequestKey) > maxRequestKey || len(c.Changes) > maxChanges {
+		return fmt.Errorf("%w: commit", ErrTooLarge)
+	}
+	p, err := s.prepare(c)
+	if err != nil {
+		return err
+	}
+	defer p.wipe()
+	err = s.submit(&job{commit: p})
+	if dup := (*duplicate)(nil); errors.As(err, &dup) {
+		return s.explain(dup)
+	}
+	return err
+}
+
+// explain finds the name for a duplicate.
+func (s *Store) explain(dup *duplicate) error {
+	var m *metadata
+	err := s.read(func(h *head) error {
+		got, x, err := s.metadata(h, dup.answer.id())
+		clear(x.dek[:])
+		m = got
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return &DuplicateError{keyspec.Ref{Name: m.Name, Version: dup.answer.version()}}
+}
+
+func (s *Store) prepare(c Commit) (*prepared, error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if s.closed {
+		return nil, ErrClosed
+	}
+	if s.secrets == nil {
+		return nil, ErrLocked
+	}
+	p := &prepared{audit: c.Audit, changes: make([]preparedChange, len(c.Changes))}
+	seen := make(map[recordID]bool, len(c.Changes))
+	for i := range c.Changes {
+		err := s.prepareChange(&p.changes[i], &c.Changes[i])
+		if err == nil && seen[p.changes[i].meta.id()] {
+			err = fmt.Errorf("%w: two changes of %s", ErrInvalid, c.Changes[i].Key.Name)
+		}
+		if err != nil {
+			p.wipe()
+			return nil, err
+		}
+		seen[p.changes[i].meta.id()] = true
+	}
+	if len(c.RequestKey) > 0 {
+		if len(c.Changes) == 0 {
+			return nil, fmt.Errorf("%w: a request key without a change", ErrInvalid)
+		}
+		p.hasRequest = true
+		p.request = mac(s.secrets.index.Bytes(), []byte("request\x00"), c.RequestKey)
+		p.answer = p.changes[0].meta.id().at(c.Changes[0].Key.Current)
+	}
+	return p, nil
+}
+
+func (s *Store) prepareChange(p *preparedChange, c *Change) (err error) {
+	if c.Key == nil {
+		return fmt.Errorf("%w: no key", ErrInvalid)
+	}
+	if err := c.Key.check(); err != nil {
+		return err
+	}
+	secmem.Do(func() { err = s.sealChange(p, c) })
+	return err
+}
+
+// sealChange compares the key with what it is now, encrypts what is new, and says what the commit has to write.
+func (s *Store) sealChange(p *preparedChange, c *Change) error {
+	next := metadata{Key: *c.Key}
+	next.Versions = slices.Clone(c.Key.Versions)
+	next.Revision++
+	id := makeRecordID(s.secrets.index.Bytes(), next.Name)
+	p.name, p.meta, p.expected = next.Name, id.at(0), c.Key.Revision
+
+	old := &metadata{}
+	meta := entry{key: p.meta, revision: next.Revision}
+	if p.expected == 0 {
+		random(meta.dek[:])
+	} else {
+		got, x, err := s.metadataNow(id)
+		if err != nil {
+			return err
+		}
+		if got.Revision != p.expected {
+			clear(x.dek[:])
+			return fmt.Errorf("%w: %s", ErrConflict, next.Name)
+		}
+		old, meta.dek = got, x.dek
+		next.wrapping = old.wrapping
+	}
+	defer clear(meta.dek[:])
+
+	erase, err := compareVersions(&next, old, c)
+	if err != nil {
+		return err
+	}
+	p.erased = len(erase)
+	p.bump = len(erase) > 0
+	context := recordContext{store: s.storeID, revision: next.Revision, generation: s.header.Load().generation}
+	for i := range next.Versions {
+		v := &next.Versions[i]
+		before := old.version(v.Number)
+		key := id.at(v.Number)
+		if before != nil && before.State != v.State && v.State == keyspec.Compromised {
+			p.bump = true // an older copy of the store would undo it
+		}
+		switch material, ok := c.Material[v.Number]; {
+		case slices.Contains(erase, v.Number):
+			p.entries = append(p.entries, entry{key: key, revision: next.Revision, flags: entryDestroyed})
+			p.puts = append(p.puts, put{bucketMaterial, key[:], nil})
+		case ok:
+			x, blob, err := s.sealMaterial(next.Name, key, context, material)
+			if err != nil {
+				return err
+			}
+			p.entries = append(p.entries, x)
+			p.puts = append(p.puts, put{bucketMaterial, key[:], blob})
+		case before == nil: // born destroyed
+			p.entries = append(p.entries, entry{key: key, revision: next.Revision, flags: entryDestroyed})
+		}
+		public, ok := c.Public[v.Number]
+		if !ok && before != nil {
+			v.public = before.public
+			v.SPKISHA256 = before.SPKISHA256
+			continue
+		}
+		payload := public.encode()
+		if len(payload) > MaxPublic {
+			return fmt.Errorf("%w: public part of %s", ErrTooLarge, next.Name)
+		}
+		v.public = next.Revision
+		v.SPKISHA256 = [32]byte{}
+		if len(public.SPKI) > 0 {
+			v.SPKISHA256 = sha256.Sum256(public.SPKI)
+		}
+		context.kind, context.key = kindPublic, key
+		p.puts = append(p.puts, put{bucketPublic, key[:], sealRecord(meta.dek[:], context, payload)})
+		p.puts = append(p.puts, s.publicAliases(key, &public)...)
+	}
+	for _, a := range c.Aliases {
+		if next.version(a.Version) == nil || a.Kind == "" || len(a.Kind) > maxWord || len(a.Value) == 0 || len(a.Value) > maxAliasValue || len(c.Aliases) > maxAliases {
+			return fmt.Errorf("%w: alias of %s", ErrInvalid, next.Name)
+		}
+		p.puts = append(p.puts, s.alias(a.Kind, a.Value, id.at(a.Version)))
+	}
+	if next.Name.IsModule() {
+		blob, err := s.sealWrapping(&next, old, meta.dek[:], context)
+		if err != nil {
+			return err
+		}
+		if blob != nil {
+			p.puts = append(p.puts, put{bucketMaterial, p.meta[:], blob})
+		}
+	}
+	payload := next.encode()
+	if len(payload) > MaxMetadata {
+		return fmt.Errorf("%w: metadata of %s", ErrTooLarge, next.Name)
+	}
+	context.kind, context.key = kindMetadata, p.meta
+	p.puts = append(p.puts, put{bucketMeta, p.meta[:], sealRecord(meta.dek[:], context, payload)})
+	p.entries = append(p.entries, meta)
+	return nil
+}
+
+// compareVersions checks that next may follow old, and returns the versions whose data keys have to go.
+func compareVersions(next, old *metadata, c *Change) (erase []keyspec.Version, err error) {
+	bad := func(n keyspec.Version, text string) error {
+		return fmt.Errorf("%w: %s@%d %s", ErrInvalid, next.Name, n, text)
+	}
+	if old.Name != "" && (old.Name != next.Name || old.Algorithm != next.Algorithm) {
+		return nil, fmt.Errorf("%w: name and algorithm of %s are fixed", ErrInvalid, old.Name)
+	}
+	for i := range old.Versions {
+		v := &old.Versions[i]
+		if next.version(v.Number) == nil && v.State != keyspec.Destroyed {
+			return nil, bad(v.Number, "is left out, but not destroyed")
+		}
+	}
+	for i := range next.Versions {
+		v := &next.Versions[i]
+		before := old.version(v.Number)
+		_, hasMaterial := c.Material[v.Number]
+		switch {
+		case before == nil && v.Number <= lastNumber(old):
+			return nil, bad(v.Number, "would use a number again")
+		case before == nil && !hasMaterial && v.State != keyspec.Destroyed:
+			return nil, bad(v.Number, "is new and has no material")
+		case hasMaterial && (before != nil || v.State == keyspec.Destroyed):
+			return nil, bad(v.Number, "has its material already, or had it")
+		case before == nil:
+		case before.State == keyspec.Destroyed && v.State != keyspec.Destroyed:
+			return nil, bad(v.Number, "is destroyed")
+		case v.Invocations < before.Invocations:
+			return nil, bad(v.Number, "counts its invocations backwards")
+		case v.State == keyspec.Destroyed && before.State != keyspec.Destroyed:
+			erase = append(erase, v.Number) // Invariant: a destroyed version has no data key.
+		}
+	}
+	for _, n := range c.Erase {
+		v := next.version(n)
+		if v == nil || v.State != keyspec.Destroyed {
+			return nil, bad(n, "is to be erased but not destroyed")
+		}
+	}
+	for n, m := range c.Material {
+		if next.version(n) == nil || len(m) == 0 || len(m) > MaxMaterial {
+			return nil, bad(n, "has material of the wrong size, or is not listed")
+		}
+	}
+	for n := range c.Public {
+		if next.version(n) == nil {
+			return nil, bad(n, "has a public part but is not listed")
+		}
+	}
+	return erase, nil
+}
+
+func lastNumber(m *metadata) keyspec.Version {
+	if len(m.Versions) == 0 {
+		return 0
+	}
+	return m.Versions[len(m.Versions)-1].Number
+}
+
+// sealMaterial encrypts the material of a new version under a data key of its own. In a namespace that has a wrapping key that one
+// is needed too, so the material of base keys opens only where the module key does.
+func (s *Store) sealMaterial(name keyspec.Name, key recordKey, c recordContext, material []byte) (entry, []byte, error) {
+	x := entry{key: key, revision: c.revision}
+	random(x.dek[:])
+	sealKey := x.dek
+	defer clear(sealKey[:])
+	if !name.IsModule() {
+		wrapping, err := s.wrappingKey(s.snapshot.Load(), name.Namespace())
+		switch {
+		case errors.Is(err, ErrNotFound):
+		case err != nil:
+			return entry{}, nil, fmt.Errorf("wrapping key of namespace %s: %w", name.Namespace(), err)
+		default:
+			x.flags |= entryBound
+			sealKey = bindKey(x.dek, wrapping, key)
+			clear(wrapping)
+		}
+	}
+	c.kind, c.key = kindMaterial, key
+	return x, sealRecord(sealKey[:], c, material), nil
+}
+
+// bindKey returns HKDF-SHA256(data key, salt = namespace wrapping key) (RFC 5869).
+func bindKey(dek [keySize]byte, wrapping []byte, key recordKey) (out [keySize]byte) {
+	k, err := hkdf.Key(sha256.New, dek[:], wrapping, "kmsd namespace v1"+string(key[:]), keySize)
+	if err != nil {
+		panic("keystore: " + err.Error())
+	}
+	copy(out[:], k)
+	clear(k)
+	return out
+}
+
+// sealWrapping returns the record of a module key's namespace wrapping key if it has to be written: when the module key is made, and
+// with each new version of it.
+func (s *Store) sealWrapping(next, old *metadata, dek []byte, c recordContext) ([]byte, error) {
+	if old.wrapping != 0 && lastNumber(next) == lastNumber(old) {
+		return nil, nil
+	}
+	var wrapping []byte
+	if old.wrapping == 0 {
+		wrapping = make([]byte, keySize)
+		random(wrapping)
+	} else {
+		var err error
+		if wrapping, err = s.wrappingKey(s.snapshot.Load(), next.Name.Namespace()); err != nil {
+			return nil, err
+		}
+	}
+	defer clear(wrapping)
+	next.wrapping = c.revision
+	c.kind, c.key = kindNamespace, makeRecordID(s.secrets.index.Bytes(), next.Name).at(0)
+	return sealRecord(dek, c, wrapping), nil
+}
+
+// publicAliases returns the aliases that follow from a public part.
+func (s *Store) publicAliases(key recordKey, p *Public) []put {
+	var list []put
+	if len(p.SPKI) > 0 {
+		sum := sha256.Sum256(p.SPKI)
+		list = append(list, s.alias(AliasSPKI, sum[:], key))
+	}
+	if len(p.Chain) > 0 {
+		sum := sha256.Sum256(p.Chain[0])
+		list = append(list, s.alias(AliasThumbprint, sum[:], key))
+	}
+	return list
+}
+
+func (s *Store) aliasKey(kind AliasKind, value []byte) [32]byte {
+	return mac(s.secrets.index.Bytes(), []byte("alias\x00"), []byte(kind), []byte{0}, value)
+}
+
+// alias returns an alias as it is written. Its MAC keeps it from being exchanged for another.
+func (s *Store) alias(kind AliasKind, value []byte, target recordKey) put {
+	key := s.aliasKey(kind, value)
+	tag := mac(s.secrets.alias.Bytes(), []byte("alias\x00"), key[:], target[:])
+	return put{bucketAlias, key[:], append(bytes.Clone(target[:]), tag[:16]...)}
+}

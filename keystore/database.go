@@ -1,0 +1,87 @@
+package keystore
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime/debug"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
+	"golang.org/x/sys/unix"
+)
+
+// The buckets of the database.
+var (
+	bucketMeta     = []byte("meta")     // record id||0 -> metadata record
+	bucketMaterial = []byte("material") // record id||version -> material record; id||0 the namespace wrapping key
+	bucketPublic   = []byte("public")   // record id||version -> public record
+	bucketAlias    = []byte("alias")    // HMAC of kind and value -> record id||version, MAC
+	bucketTable    = []byte("table")    // node id -> key table node
+	bucketOutbox   = []byte("outbox")   // sequence number -> outbox record
+	bucketRequest  = []byte("request")  // HMAC of a request key -> record id||version, time, MAC
+	bucketHead     = []byte("head")     // "head" -> head
+
+	keyHead = []byte("head")
+
+	allBuckets = [][]byte{bucketMeta, bucketMaterial, bucketPublic, bucketAlias, bucketTable, bucketOutbox, bucketRequest, bucketHead}
+)
+
+const lockTimeout = 2 * time.Second
+
+// openDatabase opens the bbolt file, waiting at most lockTimeout for another process to let it go. The file was examined before.
+func openDatabase(path string, flags int) (db *bolt.DB, err error) {
+	err = guard(func() error {
+		db, err = bolt.Open(path, 0o600, &bolt.Options{
+			Timeout:         lockTimeout,
+			FreelistType:    bolt.FreelistMapType,
+			InitialMmapSize: 64 << 20, // so that growing rarely has to wait for readers
+			NoStatistics:    true,
+			OpenFile: func(name string, flag int, mode os.FileMode) (*os.File, error) {
+				return os.OpenFile(name, flag&^os.O_CREATE|flags|unix.O_NOFOLLOW, mode)
+			},
+		})
+		return err
+	})
+	switch {
+	case err == nil:
+		return db, nil
+	case errors.Is(err, bolterrors.ErrTimeout):
+		return nil, ErrInUse
+	case errors.Is(err, ErrDamaged):
+		return nil, err
+	case errors.Is(err, os.ErrNotExist), errors.Is(err, os.ErrPermission), errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EROFS), errors.Is(err, unix.EIO), errors.Is(err, unix.ENOMEM):
+		return nil, fmt.Errorf("%w: %w", ErrStorage, err)
+	}
+	return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
+}
+
+// guard runs f and turns a panic or a memory fault, which is how bbolt meets a damaged file, into ErrDamaged.
+func guard(f func() error) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("%w: database: %v", ErrDamaged, p)
+		}
+	}()
+	return f()
+}
+
+// fetch returns a copy of one value, nil if there is none. No transaction outlives the copying.
+func (s *Store) fetch(bucket, key []byte) (value []byte, err error) {
+	err = guard(func() error {
+		return s.db.View(func(tx *bolt.Tx) error {
+			if b := tx.Bucket(bucket); b != nil {
+				if v := b.Get(key); v != nil {
+					value = append(make([]byte, 0, len(v)), v...)
+				}
+			}
+			return nil
+		})
+	})
+	if err != nil && !errors.Is(err, ErrDamaged) {
+		err = fmt.Errorf("%w: %w", ErrStorage, err)
+	}
+	return value, err
+}

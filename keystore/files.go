@@ -1,0 +1,158 @@
+package keystore
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+)
+
+// The files of a store, in its state directory.
+const (
+	headerFile   = "header"
+	databaseFile = "store.db"
+	dirtyFile    = "dirty"    // there while a database with changes is open; found at start it means an unclean stop
+	newSuffix    = ".new"     // of a file that is being made
+	snapshotFile = "snapshot" // a copy of the database, unlinked as soon as it is open
+)
+
+// Exists reports whether dir holds a keystore, or a part of one.
+func Exists(dir string) (bool, error) {
+	for _, name := range []string{headerFile, databaseFile} {
+		_, err := os.Lstat(filepath.Join(dir, name))
+		if err == nil {
+			return true, nil
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return false, fmt.Errorf("%w: %w", ErrStorage, err)
+		}
+	}
+	return false, nil
+}
+
+// checkDir makes sure that nobody else can put files into the state directory or read them there.
+func checkDir(dir string) error {
+	info, err := os.Lstat(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w in %s", ErrNoStore, dir)
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrStorage, err)
+	}
+	if !info.IsDir() {
+		return fmt.Errorf("%w: %s is not a directory (links are not followed)", ErrPermissions, dir)
+	}
+	return checkOwner(dir, info, 0o700)
+}
+
+// checkFile makes sure that a file is a regular one with a single name that nobody else can open.
+func checkFile(path string) error {
+	info, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: %s is missing", ErrNoStore, path)
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrStorage, err)
+	}
+	if !info.Mode().IsRegular() {
+		return fmt.Errorf("%w: %s is not a regular file", ErrPermissions, path)
+	}
+	if st := info.Sys().(*syscall.Stat_t); st.Nlink != 1 {
+		return fmt.Errorf("%w: %s has %d names", ErrPermissions, path, st.Nlink)
+	}
+	return checkOwner(path, info, 0o600)
+}
+
+func checkOwner(path string, info fs.FileInfo, mode fs.FileMode) error {
+	if got := info.Mode() & (fs.ModePerm | fs.ModeSetuid | fs.ModeSetgid | fs.ModeSticky); got != mode {
+		return fmt.Errorf("%w: %s has mode %o, it must be %o", ErrPermissions, path, got, mode)
+	}
+	if st := info.Sys().(*syscall.Stat_t); int(st.Uid) != os.Geteuid() {
+		return fmt.Errorf("%w: %s belongs to uid %d, not to %d", ErrPermissions, path, st.Uid, os.Geteuid())
+	}
+	return nil
+}
+
+// readHeader reads and parses the header file.
+func readHeader(dir string) ([]byte, *header, error) {
+	path := filepath.Join(dir, headerFile)
+	if err := checkFile(path); err != nil {
+		return nil, nil, err
+	}
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%w: %w", ErrStorage, err)
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxHeader+1))
+	if err != nil {
+		return nil, nil, fmt.Errorf("%w: %w", ErrStorage, err)
+	}
+	h, err := decodeHeader(b)
+	return b, h, err
+}
+
+// replaceFile puts content in the place of the file at path: at any instant the name leads to the old content or to the new, and to
+// the new one for good when replaceFile has returned. The blocks of the old file are then overwritten where they are, since they
+// may hold a wrapped key that was meant to be gone; on file systems that copy on write that has no effect.
+func replaceFile(path string, content []byte) error {
+	old, err := os.OpenFile(path, os.O_WRONLY|syscall.O_NOFOLLOW, 0)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: %w", ErrStorage, err)
+	}
+	if old != nil {
+		defer old.Close()
+	}
+	temp := path + newSuffix
+	if err := writeFile(temp, content); err != nil {
+		os.Remove(temp)
+		return fmt.Errorf("%w: %w", ErrStorage, err)
+	}
+	if err := os.Rename(temp, path); err != nil {
+		os.Remove(temp)
+		return fmt.Errorf("%w: %w", ErrStorage, err)
+	}
+	if err := syncDir(filepath.Dir(path)); err != nil {
+		return err
+	}
+	if old != nil {
+		if info, err := old.Stat(); err == nil {
+			old.WriteAt(make([]byte, info.Size()), 0) // nothing depends on it
+			old.Sync()
+		}
+	}
+	return nil
+}
+
+// writeFile makes a new file with content and waits until it is on the disk.
+func writeFile(path string, content []byte) error {
+	os.Remove(path) // left over from a crash
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL|syscall.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	if err == nil {
+		err = f.Sync()
+	}
+	if e := f.Close(); err == nil {
+		err = e
+	}
+	return err
+}
+
+// syncDir makes the names in dir durable.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrStorage, err)
+	}
+	defer d.Close()
+	if err := d.Sync(); err != nil {
+		return fmt.Errorf("%w: %w", ErrStorage, err)
+	}
+	return nil
+}

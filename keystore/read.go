@@ -1,0 +1,410 @@
+package keystore
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	bolt "go.etcd.io/bbolt"
+
+	"github.com/kmsd-project/kmsd/keystore/keyspec"
+	"github.com/kmsd-project/kmsd/keystore/secmem"
+)
+
+// read runs f on the state of the last commit. A commit may replace records while f reads: what f then takes for damage is read again
+// in the newer state. Damage that stays is counted.
+func (s *Store) read(f func(h *head) error) error {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.readHeld(f)
+}
+
+// readHeld is read for callers that hold s.mu.
+func (s *Store) readHeld(f func(h *head) error) error {
+	for {
+		if s.closed {
+			return ErrClosed
+		}
+		if s.secrets == nil {
+			return ErrLocked
+		}
+		h := s.snapshot.Load()
+		err := f(h)
+		if err == nil || !errors.Is(err, ErrDamaged) {
+			return err
+		}
+		s.commitMu.RLock()
+		now := s.snapshot.Load()
+		s.commitMu.RUnlock()
+		if now == h {
+			s.damaged.Add(1)
+			return err
+		}
+	}
+}
+
+// metadata loads the metadata of a key and its entry in the table, whose data key the caller wipes.
+func (s *Store) metadata(h *head, id recordID) (m *metadata, x entry, err error) {
+	key := id.at(0)
+	x, found, err := s.lookup(h, key)
+	if err != nil {
+		return nil, x, err
+	}
+	if !found {
+		return nil, x, ErrNotFound
+	}
+	blob, err := s.fetch(bucketMeta, key[:])
+	if err == nil {
+		m, err = s.openMetadata(&x, blob)
+	}
+	if err != nil {
+		clear(x.dek[:])
+	}
+	return m, x, err
+}
+
+// metadataNow is metadata in the newest state, for callers that hold s.mu.
+func (s *Store) metadataNow(id recordID) (m *metadata, x entry, err error) {
+	err = s.readHeld(func(h *head) error {
+		m, x, err = s.metadata(h, id)
+		return err
+	})
+	return m, x, err
+}
+
+func (s *Store) openMetadata(x *entry, blob []byte) (*metadata, error) {
+	if blob == nil {
+		return nil, fmt.Errorf("%w: a record is missing", ErrDamaged)
+	}
+	payload, err := openRecord(x.dek[:], recordContext{store: s.storeID, kind: kindMetadata, key: x.key, revision: x.revision}, blob)
+	if err != nil {
+		return nil, err
+	}
+	m, err := decodeMetadata(payload)
+	if err != nil {
+		return nil, err
+	}
+	m.Revision = x.revision
+	return m, nil
+}
+
+// Get returns the metadata of a key. The caller may modify it.
+func (s *Store) Get(name keyspec.Name) (*Key, error) {
+	var k *Key
+	err := s.read(func(h *head) error {
+		m, x, err := s.metadata(h, makeRecordID(s.secrets.index.Bytes(), name))
+		clear(x.dek[:])
+		if err == nil {
+			k = &m.Key
+		}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return k, nil
+}
+
+// Material appends the private material of a key version to dst[:0] and returns it. The version must be given. It returns
+// ErrNotFound for a version that is destroyed or does not exist. The caller wipes the result.
+func (s *Store) Material(ref keyspec.Ref, dst []byte) ([]byte, error) {
+	var out []byte
+	err := s.read(func(h *head) (err error) {
+		secmem.Do(func() { out, err = s.material(h, ref, dst) })
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", ref, err)
+	}
+	return out, nil
+}
+
+func (s *Store) material(h *head, ref keyspec.Ref, dst []byte) ([]byte, error) {
+	if ref.Version == 0 {
+		return nil, ErrNotFound
+	}
+	key := makeRecordID(s.secrets.index.Bytes(), ref.Name).at(ref.Version)
+	x, found, err := s.lookup(h, key)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(x.dek[:])
+	if !found || x.flags&entryDestroyed != 0 {
+		return nil, ErrNotFound
+	}
+	sealKey, err := s.materialKey(h, &x, ref.Name)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(sealKey[:])
+	blob, err := s.fetch(bucketMaterial, key[:])
+	if err != nil {
+		return nil, err
+	}
+	if blob == nil {
+		return nil, fmt.Errorf("%w: a record is missing", ErrDamaged)
+	}
+	payload, err := openRecord(sealKey[:], recordContext{store: s.storeID, kind: kindMaterial, key: key, revision: x.revision}, blob)
+	if err != nil {
+		return nil, err
+	}
+	out := append(dst[:0], payload...)
+	clear(payload)
+	return out, nil
+}
+
+// materialKey returns what a version's material is sealed under.
+func (s *Store) materialKey(h *head, x *entry, name keyspec.Name) ([keySize]byte, error) {
+	if x.flags&^entryKnown != 0 || x.flags&entryResident != 0 {
+		return [keySize]byte{}, fmt.Errorf("%w: entry flags %x", ErrNewer, x.flags)
+	}
+	if x.flags&entryBound == 0 {
+		return x.dek, nil
+	}
+	wrapping, err := s.wrappingKey(h, name.Namespace())
+	if err != nil {
+		if errors.Is(err, ErrNotFound) {
+			err = fmt.Errorf("%w: the namespace has lost its wrapping key", ErrDamaged)
+		}
+		return [keySize]byte{}, err
+	}
+	defer clear(wrapping)
+	return bindKey(x.dek, wrapping, x.key), nil
+}
+
+// wrappingKey loads the namespace wrapping key from the module key's record. It returns ErrNotFound when there is no module key.
+func (s *Store) wrappingKey(h *head, namespace string) ([]byte, error) {
+	id := makeRecordID(s.secrets.index.Bytes(), keyspec.Name(namespace))
+	m, x, err := s.metadata(h, id)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(x.dek[:])
+	if x.flags&^entryKnown != 0 || x.flags&entryWrapped != 0 {
+		return nil, fmt.Errorf("%w: entry flags %x", ErrNewer, x.flags)
+	}
+	if m.wrapping == 0 {
+		return nil, ErrNotFound
+	}
+	key := id.at(0)
+	blob, err := s.fetch(bucketMaterial, key[:])
+	if err != nil {
+		return nil, err
+	}
+	if blob == nil {
+		return nil, fmt.Errorf("%w: a namespace wrapping key is missing", ErrDamaged)
+	}
+	return openRecord(x.dek[:], recordContext{store: s.storeID, kind: kindNamespace, key: key, revision: m.wrapping}, blob)
+}
+
+// Public returns the public part of a key version; version 0 is the current one.
+func (s *Store) Public(ref keyspec.Ref) (Public, error) {
+	var p Public
+	err := s.read(func(h *head) error {
+		id := makeRecordID(s.secrets.index.Bytes(), ref.Name)
+		m, x, err := s.metadata(h, id)
+		if err != nil {
+			return err
+		}
+		defer clear(x.dek[:])
+		number := ref.Version
+		if number == 0 {
+			number = m.Current
+		}
+		v := m.version(number)
+		if v == nil {
+			return ErrNotFound
+		}
+		p, err = s.public(&x, v)
+		return err
+	})
+	if err != nil {
+		return Public{}, fmt.Errorf("%s: %w", ref, err)
+	}
+	return p, nil
+}
+
+func (s *Store) public(x *entry, v *Version) (Public, error) {
+	key := x.key.id().at(v.Number)
+	blob, err := s.fetch(bucketPublic, key[:])
+	if err != nil {
+		return Public{}, err
+	}
+	if blob == nil {
+		return Public{}, fmt.Errorf("%w: a record is missing", ErrDamaged)
+	}
+	payload, err := openRecord(x.dek[:], recordContext{store: s.storeID, kind: kindPublic, key: key, revision: v.public}, blob)
+	if err != nil {
+		return Public{}, err
+	}
+	return decodePublic(payload)
+}
+
+// Alias finds the key version that goes by the value. It returns ErrNotFound if there is none.
+func (s *Store) Alias(kind AliasKind, value []byte) (keyspec.Ref, error) {
+	var ref keyspec.Ref
+	err := s.read(func(h *head) error {
+		key := s.aliasKey(kind, value)
+		b, err := s.fetch(bucketAlias, key[:])
+		if err != nil {
+			return err
+		}
+		if b == nil {
+			return ErrNotFound
+		}
+		var target recordKey
+		if len(b) != len(target)+16 {
+			return fmt.Errorf("%w: alias", ErrDamaged)
+		}
+		copy(target[:], b)
+		if want := s.alias(kind, value, target); !sameMAC(want.value, b) {
+			return fmt.Errorf("%w: an alias does not authenticate", ErrDamaged)
+		}
+		m, x, err := s.metadata(h, target.id())
+		clear(x.dek[:])
+		if err != nil {
+			return err
+		}
+		ref = keyspec.Ref{Name: m.Name, Version: target.version()}
+		return nil
+	})
+	if err != nil {
+		return keyspec.Ref{}, err
+	}
+	return ref, nil
+}
+
+// maxExamined bounds how many records one call of Page decrypts beyond those it returns.
+const maxExamined = 4096
+
+// Page returns the keys whose names begin with prefix, in an order that has no meaning but does not change, at most limit of them.
+// after is nil for the first page and what the previous call returned for the following ones; a nil cursor in the result says that
+// there are no more. A page may be shorter than limit, even empty, and yet not be the last. Keys that cannot be read are left out,
+// logged and counted in Info.
+func (s *Store) Page(prefix string, after []byte, limit int) ([]*Key, []byte, error) {
+	var cursor recordKey
+	if after != nil && len(after) != len(cursor) {
+		return nil, nil, fmt.Errorf("%w: page cursor", ErrInvalid)
+	}
+	copy(cursor[:], after)
+	if limit <= 0 {
+		return nil, nil, fmt.Errorf("%w: page of %d", ErrInvalid, limit)
+	}
+	var keys []*Key
+	var next []byte
+	err := s.read(func(h *head) (err error) {
+		keys, next, err = s.page(h, prefix, cursor, limit)
+		return err
+	})
+	if errors.Is(err, ErrDamaged) {
+		s.config.log().Warn("a part of the key table cannot be read", "error", err)
+		err = nil
+	}
+	return keys, next, err
+}
+
+// page returns a page and, if a part of the table could not be read, the reason as well.
+func (s *Store) page(h *head, prefix string, cursor recordKey, limit int) (keys []*Key, next []byte, damage error) {
+	// With a whole namespace in the prefix only its range is of interest.
+	namespace, _, whole := strings.Cut(prefix, "/")
+	var within [8]byte
+	if whole {
+		within = namespaceID(s.secrets.index.Bytes(), namespace)
+		if bytes.Compare(cursor[:], within[:]) < 0 {
+			cursor = recordKey{}
+			copy(cursor[:], within[:])
+		}
+	}
+	examined := 0
+	broken := func(_ recordKey, err error) { damage = err }
+	for {
+		var skip []byte // jump to this place
+		done := false
+		s.ascend(h, cursor, func(entries []entry) bool {
+			metas := entries[:0:0]
+			for i := range entries {
+				if entries[i].key.version() == 0 {
+					metas = append(metas, entries[i])
+				}
+			}
+			defer (&node{entries: metas}).wipe()
+			loaded := s.metadataBatch(h, metas)
+			for i, m := range loaded {
+				key := metas[i].key
+				if whole && !bytes.HasPrefix(key[:], within[:]) {
+					done = true
+					return false
+				}
+				if len(keys) == limit || examined > maxExamined+limit {
+					next = slices.Clone(key[:])
+					done = true
+					return false
+				}
+				examined++
+				if m == nil {
+					continue
+				}
+				name := string(m.Name)
+				if strings.HasPrefix(name, prefix) {
+					keys = append(keys, &m.Key)
+				} else if !whole && !strings.HasPrefix(m.Name.Namespace(), prefix) {
+					if skip = afterNamespace(key); skip == nil {
+						done = true
+					}
+					return false
+				}
+			}
+			return true
+		}, broken)
+		if done || skip == nil {
+			return keys, next, damage
+		}
+		cursor = recordKey{}
+		copy(cursor[:], skip)
+	}
+}
+
+// afterNamespace returns the first id beyond the key's namespace, nil if there is none.
+func afterNamespace(key recordKey) []byte {
+	p := slices.Clone(key[:8])
+	for i := len(p) - 1; i >= 0; i-- {
+		if p[i]++; p[i] != 0 {
+			return p
+		}
+	}
+	return nil
+}
+
+// metadataBatch loads the metadata of several keys in one database transaction. What cannot be read is nil in the result.
+func (s *Store) metadataBatch(h *head, metas []entry) []*metadata {
+	blobs := make([][]byte, len(metas))
+	err := guard(func() error {
+		return s.db.View(func(tx *bolt.Tx) error {
+			b := tx.Bucket(bucketMeta)
+			for i := range metas {
+				blobs[i] = bytes.Clone(b.Get(metas[i].key[:]))
+			}
+			return nil
+		})
+	})
+	out := make([]*metadata, len(metas))
+	for i := range metas {
+		if err == nil {
+			if out[i], err = s.openMetadata(&metas[i], blobs[i]); err == nil {
+				continue
+			}
+			err = nil
+		}
+		// Damaged, or replaced by a commit since h.
+		m, x, err := s.metadataNow(metas[i].key.id())
+		clear(x.dek[:])
+		if err != nil {
+			s.config.log().Warn("a key cannot be read", "error", err)
+			continue
+		}
+		out[i] = m
+	}
+	return out
+}

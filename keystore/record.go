@@ -1,0 +1,162 @@
+package keystore
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/kmsd-project/kmsd/keystore/keyspec"
+)
+
+// recordID is the place of a key: HMAC(index, namespace)[:8] || HMAC(index, namespace, name)[:16]. The keys of a namespace are one
+// contiguous range, in an order that has nothing to do with their names or their age.
+type recordID [24]byte
+
+// recordKey is a recordID and a version. Version 0 is the key's metadata.
+type recordKey [28]byte
+
+func (id recordID) at(v keyspec.Version) (k recordKey) {
+	copy(k[:], id[:])
+	binary.BigEndian.PutUint32(k[24:], uint32(v))
+	return k
+}
+
+func (k recordKey) id() (id recordID)        { copy(id[:], k[:]); return id }
+func (k recordKey) version() keyspec.Version { return keyspec.Version(binary.BigEndian.Uint32(k[24:])) }
+
+// namespaceID is what the ids of all keys of a namespace begin with.
+func namespaceID(index []byte, namespace string) (id [8]byte) {
+	m := mac(index, []byte("namespace\x00"), []byte(namespace))
+	copy(id[:], m[:])
+	return id
+}
+
+func makeRecordID(index []byte, n keyspec.Name) (id recordID) {
+	namespace := n.Namespace()
+	prefix := namespaceID(index, namespace)
+	copy(id[:], prefix[:])
+	m := mac(index, []byte("name\x00"), []byte(namespace), []byte{0}, []byte(n))
+	copy(id[8:], m[:])
+	return id
+}
+
+// kind says what a record holds. It is part of what the record's authentication covers.
+type kind uint8
+
+const (
+	kindMetadata  kind = 1 // the encoded Key
+	kindMaterial  kind = 2 // private material of one version
+	kindPublic    kind = 3 // SubjectPublicKeyInfo and chain of one version
+	kindNamespace kind = 4 // the namespace wrapping key, version 0 of a module key
+	kindOutbox    kind = 5 // an audit entry on its way to the log
+)
+
+// step is the unit of size a record of this kind is padded to, so that its size tells nothing about what is in it.
+func (k kind) step() int {
+	switch k {
+	case kindMaterial, kindNamespace:
+		return 640
+	case kindPublic:
+		return 1024
+	}
+	return 512
+}
+
+const (
+	recordHeader   = 24
+	recordOverhead = recordHeader + sealOverhead + 4
+	maxRecord      = 1 << 20
+)
+
+// recordContext is everything besides the key that a record is bound to.
+type recordContext struct {
+	store      [16]byte
+	kind       kind
+	key        recordKey
+	revision   uint64
+	generation uint64 // of the header when the record was written; for information
+}
+
+// A record is a header of format, kind, suite, flags, size of the extensions, generation and revision; the extensions; a nonce; and the
+// AES-256-GCM ciphertext of length, payload and zero padding. Header, extensions, store id and record key are the additional data.
+
+func (c *recordContext) aad(head []byte) []byte {
+	aad := make([]byte, 0, len(head)+len(c.store)+len(c.key))
+	aad = append(aad, head...)
+	aad = append(aad, c.store[:]...)
+	return append(aad, c.key[:]...)
+}
+
+// sealRecord encrypts payload under the record's own data key.
+func sealRecord(dek []byte, c recordContext, payload []byte) []byte {
+	step := c.kind.step()
+	total := (recordOverhead + len(payload) + step - 1) / step * step
+	e := &encoder{b: make([]byte, 0, total)}
+	e.u8(Format)
+	e.u8(uint8(c.kind))
+	e.u16(suite)
+	e.u16(0) // flags
+	e.u16(0) // size of extensions
+	e.u64(c.generation)
+	e.u64(c.revision)
+	plain := make([]byte, total-recordHeader-sealOverhead)
+	defer clear(plain)
+	binary.BigEndian.PutUint32(plain, uint32(len(payload)))
+	copy(plain[4:], payload)
+	return newGCM(dek).Seal(e.b, nil, plain, c.aad(e.b))
+}
+
+// openRecord decrypts a record. It fails unless the record was written for exactly this context; the generation is not compared.
+func openRecord(dek []byte, c recordContext, blob []byte) ([]byte, error) {
+	head, sealed, err := splitRecord(blob, c.kind)
+	if err != nil {
+		return nil, err
+	}
+	if binary.BigEndian.Uint64(head[16:]) != c.revision {
+		return nil, fmt.Errorf("%w: a record is not of the revision that the key table names", ErrDamaged)
+	}
+	plain, err := newGCM(dek).Open(nil, nil, sealed, c.aad(head))
+	if err != nil {
+		return nil, fmt.Errorf("%w: a record does not authenticate", ErrDamaged)
+	}
+	n := binary.BigEndian.Uint32(plain)
+	if uint64(n) > uint64(len(plain)-4) {
+		return nil, fmt.Errorf("%w: record: %w", ErrDamaged, errShort)
+	}
+	return plain[4 : 4+n], nil
+}
+
+// splitRecord parses what of a record is in the clear: its header with extensions, and the sealed rest.
+func splitRecord(blob []byte, want kind) (head, sealed []byte, err error) {
+	d := &decoder{b: blob}
+	if len(blob) > maxRecord {
+		d.fail(errShort)
+	}
+	format, k, s, flags, size := d.u8(), kind(d.u8()), d.u16(), d.u16(), int(d.u16())
+	switch {
+	case d.err != nil:
+	case format > Format || s != suite || flags != 0:
+		return nil, nil, fmt.Errorf("%w: record of format %d, suite %d, flags %x", ErrNewer, format, s, flags)
+	case format != Format || k != want:
+		d.fail(errors.New("is not of the kind it should be"))
+	}
+	d.take(16)
+	x := &decoder{b: d.take(size)}
+	for x.err == nil && len(x.b) > 0 {
+		if t := x.u16(); t&criticalExtension != 0 {
+			return nil, nil, fmt.Errorf("%w: record with extension %d", ErrNewer, t)
+		}
+		x.bytes16()
+	}
+	if err := x.end(); err != nil {
+		d.fail(err)
+	}
+	if d.err == nil && len(d.b) < sealOverhead+4 {
+		d.fail(errShort)
+	}
+	if d.err != nil {
+		return nil, nil, fmt.Errorf("%w: record %w", ErrDamaged, d.err)
+	}
+	n := recordHeader + size
+	return blob[:n:n], blob[n:], nil
+}

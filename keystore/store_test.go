@@ -1,0 +1,436 @@
+package keystore
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/kmsd-project/kmsd/keystore/keyspec"
+	"github.com/kmsd-project/kmsd/keystore/secmem"
+)
+
+// testTime is what the clock of the tests shows.
+var testTime = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
+
+func testSecret(n byte) []byte { return bytes.Repeat([]byte{n}, secretSize) }
+
+func testSlot(n byte) NewSlot {
+	return NewSlot{UUID: [16]byte{n}, Kind: "test", Label: fmt.Sprint("slot ", n), Level: "none", Secret: testSecret(n), Blob: []byte("blob")}
+}
+
+func testConfig(t testing.TB, dir string) Config {
+	t.Helper()
+	arena, err := secmem.NewArena(4096)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { arena.Close() })
+	return Config{Dir: dir, Arena: arena, Now: func() time.Time { return testTime }}
+}
+
+func testDir(t testing.TB) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// newStore makes a store that is closed at the end of the test.
+func newStore(t testing.TB) *Store {
+	t.Helper()
+	return createIn(t, testDir(t))
+}
+
+func createIn(t testing.TB, dir string) *Store {
+	t.Helper()
+	s, err := Create(context.Background(), testConfig(t, dir), []NewSlot{testSlot(1)}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+func openIn(t testing.TB, dir string) *Store {
+	t.Helper()
+	s, err := Open(context.Background(), testConfig(t, dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	if err := s.Unlock(context.Background(), 1, testSecret(1)); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// reopen closes s and opens its directory again.
+func reopen(t testing.TB, s *Store) *Store {
+	t.Helper()
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return openIn(t, s.config.Dir)
+}
+
+// testKey returns the change that creates a key with one version.
+func testKey(name string, algorithm keyspec.Algorithm, size int) Change {
+	k := &Key{
+		Name: keyspec.Name(name), Algorithm: algorithm, Usages: []keyspec.Usage{keyspec.Sign, keyspec.Verify}, Origin: keyspec.Generated,
+		Protection: keyspec.Software, Labels: map[string]string{"purpose": "test"}, Created: testTime, Current: 1,
+		Versions: []Version{{Number: 1, State: keyspec.Active, Created: testTime}},
+	}
+	return Change{
+		Key:      k,
+		Material: map[keyspec.Version][]byte{1: testMaterial(name, 1, size)},
+		Public:   map[keyspec.Version]Public{1: testPublic(name, 1)},
+	}
+}
+
+// testMaterial is what the material of a key version has to be in these tests.
+func testMaterial(name string, v keyspec.Version, size int) []byte {
+	var out []byte
+	for i := 0; len(out) < size; i++ {
+		sum := sha256.Sum256(fmt.Appendf(nil, "material %s %d %d", name, v, i))
+		out = append(out, sum[:]...)
+	}
+	return out[:size]
+}
+
+func testPublic(name string, v keyspec.Version) Public {
+	return Public{SPKI: fmt.Appendf(nil, "spki of %s@%d", name, v), Chain: [][]byte{fmt.Appendf(nil, "certificate of %s@%d", name, v)}}
+}
+
+func mustApply(t testing.TB, s *Store, changes ...Change) {
+	t.Helper()
+	if err := s.Apply(context.Background(), Commit{Changes: changes}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// checkKey fails the test unless the key is there and right in every part.
+func checkKey(t testing.TB, s *Store, name string, size int) {
+	t.Helper()
+	if err := keyError(s, name, size); err != nil {
+		t.Fatal(err)
+	}
+}
+
+var errWrongAnswer = errors.New("WRONG ANSWER")
+
+// keyError returns what the store returned, or errWrongAnswer if it returned something that was never stored.
+func keyError(s *Store, name string, size int) error {
+	k, err := s.Get(keyspec.Name(name))
+	if err != nil {
+		return err
+	}
+	if string(k.Name) != name || len(k.Versions) == 0 {
+		return fmt.Errorf("%w: metadata of %s", errWrongAnswer, name)
+	}
+	for _, v := range k.Versions {
+		p, err := s.Public(keyspec.Ref{Name: k.Name, Version: v.Number})
+		if err != nil {
+			return err
+		}
+		want := testPublic(name, v.Number)
+		if !bytes.Equal(p.SPKI, want.SPKI) || len(p.Chain) != 1 || !bytes.Equal(p.Chain[0], want.Chain[0]) {
+			return fmt.Errorf("%w: public part of %s", errWrongAnswer, name)
+		}
+		if v.State == keyspec.Destroyed {
+			continue
+		}
+		m, err := s.Material(keyspec.Ref{Name: k.Name, Version: v.Number}, nil)
+		if err != nil {
+			return err
+		}
+		if !bytes.Equal(m, testMaterial(name, v.Number, size)) {
+			return fmt.Errorf("%w: material of %s", errWrongAnswer, name)
+		}
+	}
+	return nil
+}
+
+func TestKeysSurviveReopening(t *testing.T) {
+	s := newStore(t)
+	for i := range 200 {
+		mustApply(t, s, testKey(fmt.Sprintf("app/key%d", i), keyspec.Ed25519, 32))
+	}
+	for range 2 {
+		for i := range 200 {
+			checkKey(t, s, fmt.Sprintf("app/key%d", i), 32)
+		}
+		if got := s.Info().Keys; got != 200 {
+			t.Fatalf("Info().Keys = %d", got)
+		}
+		if _, err := s.Get("app/none"); !errors.Is(err, ErrNotFound) {
+			t.Fatalf("unknown key: %v", err)
+		}
+		s = reopen(t, s)
+	}
+}
+
+func TestGetReturnsWhatWasApplied(t *testing.T) {
+	s := newStore(t)
+	c := testKey("app/full", keyspec.RSA2048, 256)
+	c.Key.Usages = []keyspec.Usage{keyspec.Decrypt}
+	c.Key.Profile, c.Key.Exportable, c.Key.Durable, c.Key.Owner = "profile", true, true, 1000
+	c.Key.UsableVia = []string{"pkcs11"}
+	c.Key.MinVersion, c.Key.Keep = 1, 3
+	c.Key.Labels = map[string]string{"a": "1", "b": ""}
+	c.Key.Versions[0] = Version{
+		Number: 1, State: keyspec.Compromised, Created: testTime, NotBefore: testTime.Add(time.Hour), Expires: testTime.Add(2 * time.Hour),
+		Reason: keyspec.KeyCompromise, Revoked: testTime.Add(3 * time.Hour), DestroyAt: testTime.Add(4 * time.Hour), Invocations: 1 << 40,
+	}
+	mustApply(t, s, c)
+	got, err := s.Get("app/full")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := *c.Key
+	want.Revision = 1
+	want.Versions = bytesClone(c.Key.Versions)
+	want.Versions[0].SPKISHA256 = sha256.Sum256(testPublic("app/full", 1).SPKI)
+	want.Versions[0].public = 1
+	if g, w := fmt.Sprintf("%+v", *got), fmt.Sprintf("%+v", want); g != w {
+		t.Fatalf("got  %s\nwant %s", g, w)
+	}
+}
+
+func bytesClone(v []Version) []Version { return append([]Version(nil), v...) }
+
+func TestRevisionsAreCompared(t *testing.T) {
+	s := newStore(t)
+	mustApply(t, s, testKey("app/k", keyspec.Ed25519, 32))
+	if err := s.Apply(context.Background(), Commit{Changes: []Change{testKey("app/k", keyspec.Ed25519, 32)}}); !errors.Is(err, ErrExists) {
+		t.Fatalf("second creation: %v", err)
+	}
+	first, _ := s.Get("app/k")
+	second, _ := s.Get("app/k")
+	first.Labels["x"] = "1"
+	mustApply(t, s, Change{Key: first})
+	if err := s.Apply(context.Background(), Commit{Changes: []Change{{Key: second}}}); !errors.Is(err, ErrConflict) {
+		t.Fatalf("change of an old revision: %v", err)
+	}
+	missing := testKey("app/missing", keyspec.Ed25519, 32)
+	missing.Key.Revision = 1
+	if err := s.Apply(context.Background(), Commit{Changes: []Change{missing}}); !errors.Is(err, ErrNotFound) {
+		t.Fatalf("change of a missing key: %v", err)
+	}
+	// A commit is all or nothing.
+	both := []Change{testKey("app/new", keyspec.Ed25519, 32), {Key: second}}
+	if err := s.Apply(context.Background(), Commit{Changes: both}); !errors.Is(err, ErrConflict) {
+		t.Fatal(err)
+	}
+	if _, err := s.Get("app/new"); !errors.Is(err, ErrNotFound) {
+		t.Fatalf("half a commit: %v", err)
+	}
+}
+
+func TestSlotsOpenTheStore(t *testing.T) {
+	ctx := context.Background()
+	s := newStore(t)
+	mustApply(t, s, testKey("app", keyspec.Ed25519, 32), testKey("other/k", keyspec.Ed25519, 32))
+	added, err := s.AddSlot(ctx, testSlot(2))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Lock()
+	if _, err := s.Get("app"); !errors.Is(err, ErrLocked) {
+		t.Fatalf("locked: %v", err)
+	}
+	if err := s.Unlock(ctx, added.ID, testSecret(1)); !errors.Is(err, ErrSecret) {
+		t.Fatalf("wrong secret: %v", err)
+	}
+	if err := s.Unlock(ctx, 77, testSecret(1)); !errors.Is(err, ErrNoSlot) {
+		t.Fatalf("no slot: %v", err)
+	}
+	if err := s.Unlock(ctx, added.ID, testSecret(2)); err != nil {
+		t.Fatal(err)
+	}
+	checkKey(t, s, "app", 32)
+	if err := s.RotateRoot(ctx); err != nil {
+		t.Fatal(err)
+	}
+	mustApply(t, s, testKey("app/late", keyspec.Ed25519, 32))
+	if err := s.RemoveSlot(ctx, added.ID); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.RemoveSlot(ctx, 1); !errors.Is(err, ErrLastSlot) {
+		t.Fatalf("last slot: %v", err)
+	}
+	if !s.Info().EpochRotating {
+		t.Fatal("removing a slot did not begin an epoch")
+	}
+	s = reopen(t, s)
+	if err := s.RotateEpoch(ctx, nil); err != nil {
+		t.Fatal(err)
+	}
+	if s.Info().EpochRotating {
+		t.Fatal("the epoch is not finished")
+	}
+	s = reopen(t, s)
+	for _, name := range []string{"app", "other/k", "app/late"} {
+		checkKey(t, s, name, 32)
+	}
+}
+
+func TestPageListsEveryKeyOnce(t *testing.T) {
+	s := newStore(t)
+	var changes []Change
+	for i := range 300 {
+		changes = append(changes, testKey(fmt.Sprintf("ns%d/dir%d/key%d", i%3, i%2, i), keyspec.Ed25519, 32))
+	}
+	changes = append(changes, testKey("ns1", keyspec.Ed25519, 32))
+	mustApply(t, s, changes...)
+	for prefix, want := range map[string]int{"": 301, "ns": 301, "ns1": 101, "ns1/": 100, "ns2/dir0/": 50, "ns2/dir0/key2": 17, "zz": 0, "zz/": 0} {
+		for _, limit := range []int{1, 7, 1000} {
+			seen := map[keyspec.Name]bool{}
+			var after []byte
+			for {
+				keys, next, err := s.Page(prefix, after, limit)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if len(keys) > limit {
+					t.Fatalf("page of %d, limit %d", len(keys), limit)
+				}
+				for _, k := range keys {
+					if seen[k.Name] {
+						t.Fatalf("%s twice", k.Name)
+					}
+					seen[k.Name] = true
+				}
+				if after = next; after == nil {
+					break
+				}
+			}
+			if prefix != "ns2/dir0/key2" && len(seen) != want {
+				t.Errorf("prefix %q, limit %d: %d keys, want %d", prefix, limit, len(seen), want)
+			}
+		}
+	}
+}
+
+func TestAliasesFindVersions(t *testing.T) {
+	s := newStore(t)
+	c := testKey("app/k", keyspec.Ed25519, 32)
+	c.Aliases = []Alias{{AliasSSH, []byte("fingerprint"), 1}, {AliasCKAID, []byte{1, 2}, 1}}
+	mustApply(t, s, c)
+	spki, thumb := sha256.Sum256(c.Public[1].SPKI), sha256.Sum256(c.Public[1].Chain[0])
+	for kind, value := range map[AliasKind][]byte{AliasSPKI: spki[:], AliasThumbprint: thumb[:], AliasSSH: []byte("fingerprint"), AliasCKAID: {1, 2}} {
+		ref, err := s.Alias(kind, value)
+		if err != nil || ref != (keyspec.Ref{Name: "app/k", Version: 1}) {
+			t.Errorf("%s: %v %v", kind, ref, err)
+		}
+	}
+	if _, err := s.Alias(AliasSPKI, []byte("fingerprint")); !errors.Is(err, ErrNotFound) {
+		t.Errorf("unknown: %v", err)
+	}
+}
+
+func TestRequestKeysMakeCommitsIdempotent(t *testing.T) {
+	now := testTime
+	dir := testDir(t)
+	c := testConfig(t, dir)
+	c.Now = func() time.Time { return now }
+	s, err := Create(context.Background(), c, []NewSlot{testSlot(1)}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	apply := func(name, request string) error {
+		return s.Apply(context.Background(), Commit{Changes: []Change{testKey(name, keyspec.Ed25519, 32)}, RequestKey: []byte(request)})
+	}
+	if err := apply("app/a", "r1"); err != nil {
+		t.Fatal(err)
+	}
+	var dup *DuplicateError
+	if err := apply("app/b", "r1"); !errors.As(err, &dup) || dup.Ref != (keyspec.Ref{Name: "app/a", Version: 1}) {
+		t.Fatalf("second time: %v", err)
+	}
+	if _, err := s.Get("app/b"); !errors.Is(err, ErrNotFound) {
+		t.Fatalf("a duplicate changed something: %v", err)
+	}
+	now = now.Add(requestTTL + time.Second)
+	if err := apply("app/b", "r1"); err != nil {
+		t.Fatalf("after the time: %v", err)
+	}
+}
+
+func TestOutboxHoldsWhatWasCommitted(t *testing.T) {
+	s := newStore(t)
+	for i := range 5 {
+		c := Commit{Changes: []Change{testKey(fmt.Sprint("app/k", i), keyspec.Ed25519, 32)}, Audit: binary.BigEndian.AppendUint32(nil, uint32(i))}
+		if err := s.Apply(context.Background(), c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	expect := func(first, n int) {
+		t.Helper()
+		list, err := s.Outbox(100)
+		if err != nil || len(list) != n {
+			t.Fatalf("outbox: %d entries, %v", len(list), err)
+		}
+		for i, x := range list {
+			if x.Seq != uint64(first+i+1) || binary.BigEndian.Uint32(x.Data) != uint32(first+i) {
+				t.Fatalf("outbox entry %d: %+v", i, x)
+			}
+		}
+	}
+	expect(0, 5)
+	s = reopen(t, s)
+	expect(0, 5)
+	if err := s.AckOutbox(2); err != nil {
+		t.Fatal(err)
+	}
+	expect(2, 3)
+	if err := s.AckOutbox(6); !errors.Is(err, ErrInvalid) {
+		t.Fatalf("acknowledgement of the future: %v", err)
+	}
+	mustApply(t, s, testKey("app/late", keyspec.Ed25519, 32))
+	if err := s.AckOutbox(4); err != nil {
+		t.Fatal(err)
+	}
+	s = reopen(t, s)
+	expect(4, 1)
+}
+
+func TestFilesOpenToOthersAreRefused(t *testing.T) {
+	for name, spoil := range map[string]func(dir string) error{
+		"directory mode": func(dir string) error { return os.Chmod(dir, 0o750) },
+		"header mode":    func(dir string) error { return os.Chmod(filepath.Join(dir, headerFile), 0o644) },
+		"database mode":  func(dir string) error { return os.Chmod(filepath.Join(dir, databaseFile), 0o640) },
+		"hard link":      func(dir string) error { return os.Link(filepath.Join(dir, databaseFile), filepath.Join(dir, "other")) },
+		"symbolic link": func(dir string) error {
+			path := filepath.Join(dir, headerFile)
+			if err := os.Rename(path, path+".real"); err != nil {
+				return err
+			}
+			return os.Symlink(path+".real", path)
+		},
+		"owner": func(dir string) error { return os.Chown(filepath.Join(dir, databaseFile), 12345, -1) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			if name == "owner" && os.Geteuid() != 0 {
+				t.Skip("only root can give files away")
+			}
+			s := newStore(t)
+			s.Close()
+			if err := spoil(s.config.Dir); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := Open(context.Background(), s.config); !errors.Is(err, ErrPermissions) {
+				t.Fatalf("Open: %v", err)
+			}
+		})
+	}
+}
