@@ -1,0 +1,362 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/kmsd-project/kmsd/client/ciphertext"
+	"github.com/kmsd-project/kmsd/ipc/proto"
+)
+
+// stream is a stream in the daemon, with up to a window of chunks in flight. It is not safe for concurrent use.
+//
+// A chunk is sent by a goroutine of its own while the caller receives answers: a daemon that is blocked writing an
+// answer does not read, so whoever only writes to it would wait for ever. The goroutine ends with the send.
+type stream struct {
+	ctx    context.Context
+	conn   *conn
+	id     uint64
+	head   []byte // what stream_begin gave
+	size   int    // of a chunk
+	window int
+
+	next    uint64
+	sending chan sent // has one answer while a chunk is being sent, else nil
+	flying  []*call
+	output  func([]byte) error
+	err     error
+}
+
+type sent struct {
+	call *call
+	err  error
+}
+
+// beginStream opens a stream on the present connection. It is repeated like any call, but once it is open the stream
+// lives and ends with its connection.
+func (c *Client) beginStream(ctx context.Context, begin *proto.StreamBegin) (*stream, error) {
+	var r retry
+	for {
+		s, err := c.tryStream(ctx, begin)
+		if err == nil {
+			return s, nil
+		}
+		if again, err := r.next(ctx, c.options, err, true); !again {
+			return nil, err
+		}
+	}
+}
+
+func (c *Client) tryStream(ctx context.Context, begin *proto.StreamBegin) (*stream, error) {
+	cn, err := c.connection(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var reply proto.StreamBeginReply
+	if err := cn.call(ctx, proto.OpStreamBegin, begin, &reply, nil); err != nil {
+		return nil, err
+	}
+	size := proto.MaxChunk
+	if n := int(cn.server.Limits.StreamChunk); n > 0 {
+		size = min(size, n)
+	}
+	switch { // whole segments spare the daemon a copy
+	case begin.Op == proto.OpEncrypt && size > ciphertext.SegmentSize:
+		size -= size % ciphertext.SegmentSize
+	case begin.Op == proto.OpDecrypt && size > ciphertext.SealedSegmentSize:
+		size -= size % ciphertext.SealedSegmentSize
+	}
+	window := proto.StreamWindow
+	if n := int(cn.server.Limits.StreamWindow); n > 0 {
+		window = min(window, n)
+	}
+	return &stream{
+		ctx: ctx, conn: cn, id: reply.Stream, head: reply.Data, size: size, window: window,
+		output: func([]byte) error { return nil },
+	}, nil
+}
+
+// push sends a chunk of at most size bytes, which must not be changed until the next push or finish has returned. It
+// gives what has been answered to output.
+func (s *stream) push(chunk []byte) error {
+	if err := s.settle(); err != nil {
+		return err
+	}
+	for len(s.flying) >= s.window {
+		if err := s.receive(); err != nil {
+			return err
+		}
+	}
+	p := &proto.StreamUpdate{Stream: s.id, Chunk: s.next, Data: chunk}
+	s.next++
+	done := make(chan sent, 1)
+	s.sending = done
+	go func() {
+		cl, err := s.conn.send(s.ctx, proto.OpStreamUpdate, p, nil)
+		done <- sent{cl, err}
+	}()
+	return nil
+}
+
+// settle waits until the chunk that is being sent has been, and receives meanwhile.
+func (s *stream) settle() error {
+	for s.sending != nil {
+		if len(s.flying) == 0 {
+			if err := s.sentOne(<-s.sending); err != nil {
+				return err
+			}
+			continue
+		}
+		select {
+		case r := <-s.sending:
+			if err := s.sentOne(r); err != nil {
+				return err
+			}
+		default:
+			if err := s.receive(); err != nil {
+				return err
+			}
+		}
+	}
+	return s.err
+}
+
+func (s *stream) sentOne(r sent) error {
+	s.sending = nil
+	if r.err != nil {
+		return s.abort(r.err)
+	}
+	s.flying = append(s.flying, r.call)
+	return nil
+}
+
+// receive waits for the oldest answer.
+func (s *stream) receive() error {
+	var reply proto.StreamData
+	cl := s.flying[0]
+	s.flying = s.flying[1:]
+	if err := s.conn.receive(s.ctx, cl, &reply); err != nil {
+		return s.abort(err)
+	}
+	if err := s.output(reply.Data); err != nil {
+		return s.abort(err)
+	}
+	return nil
+}
+
+// finish ends the stream after all chunks were pushed and returns the last output.
+func (s *stream) finish() ([]byte, error) {
+	if err := s.settle(); err != nil {
+		return nil, err
+	}
+	for len(s.flying) > 0 {
+		if err := s.receive(); err != nil {
+			return nil, err
+		}
+	}
+	var reply proto.StreamData
+	err := s.conn.call(s.ctx, proto.OpStreamFinish, &proto.StreamRef{Stream: s.id}, &reply, nil)
+	if err != nil {
+		s.err = streamError(err)
+		return nil, s.err
+	}
+	s.err = errStreamOver
+	return reply.Data, nil
+}
+
+var errStreamOver = errors.New("write to a closed stream")
+
+// abort gives the stream up because of err, which it returns.
+func (s *stream) abort(err error) error {
+	if s.err != nil {
+		return s.err
+	}
+	s.err = streamError(err)
+	if s.sending != nil {
+		if r := <-s.sending; r.err == nil {
+			s.flying = append(s.flying, r.call)
+		}
+		s.sending = nil
+	}
+	for _, cl := range s.flying {
+		s.conn.forget(cl)
+	}
+	s.flying = nil
+	if s.conn.post(proto.OpStreamAbort, &proto.StreamRef{Stream: s.id}) == nil {
+		go func() { _ = s.conn.flush() }()
+	}
+	return s.err
+}
+
+// streamError makes an error final: a stream cannot be repeated, so its request was as good as sent.
+func streamError(err error) error {
+	if errors.Is(err, errNotSent) {
+		return fmt.Errorf("%w: the connection ended in the middle of a stream", ErrOutcomeUnknown)
+	}
+	return err
+}
+
+// whole sends one chunk and returns the last output.
+func (s *stream) whole(chunk []byte) ([]byte, error) {
+	if err := s.push(chunk); err != nil {
+		return nil, err
+	}
+	return s.finish()
+}
+
+// from sends everything r gives and returns the last output.
+func (s *stream) from(r io.Reader) ([]byte, error) {
+	var buffers [2][]byte
+	for i := 0; ; i++ {
+		chunk := &buffers[i%2]
+		if *chunk == nil {
+			*chunk = make([]byte, s.size)
+		}
+		n, err := io.ReadFull(r, *chunk)
+		if n > 0 {
+			if err := s.push((*chunk)[:n]); err != nil {
+				return nil, err
+			}
+		}
+		switch err {
+		case nil:
+		case io.EOF, io.ErrUnexpectedEOF:
+			return s.finish()
+		default:
+			return nil, s.abort(err)
+		}
+	}
+}
+
+// streamWriter is a stream whose output goes to w.
+type streamWriter struct {
+	stream *stream
+	w      io.Writer
+	chunk  []byte
+	other  []byte // the chunk that is being sent
+}
+
+func (sw *streamWriter) Write(p []byte) (int, error) {
+	s := sw.stream
+	written := 0
+	for len(p) > 0 {
+		if s.err != nil {
+			return written, s.err
+		}
+		if cap(sw.chunk) == 0 {
+			sw.chunk = make([]byte, 0, s.size)
+		}
+		n := min(len(p), s.size-len(sw.chunk))
+		sw.chunk = append(sw.chunk, p[:n]...)
+		p = p[n:]
+		if len(sw.chunk) == s.size {
+			if err := sw.flush(); err != nil {
+				return written, err
+			}
+		}
+		written += n
+	}
+	return written, nil
+}
+
+func (sw *streamWriter) flush() error {
+	sw.stream.output = sw.write
+	if err := sw.stream.push(sw.chunk); err != nil {
+		return err
+	}
+	sw.chunk, sw.other = sw.other[:0], sw.chunk
+	return nil
+}
+
+func (sw *streamWriter) write(b []byte) error {
+	_, err := sw.w.Write(b)
+	return err
+}
+
+// Close ends the stream. It returns nil when that has been done before.
+func (sw *streamWriter) Close() error {
+	if sw.stream.err == errStreamOver {
+		return nil
+	}
+	if len(sw.chunk) > 0 {
+		if err := sw.flush(); err != nil {
+			return err
+		}
+	}
+	sw.stream.output = sw.write
+	last, err := sw.stream.finish()
+	if err != nil {
+		return err
+	}
+	return sw.write(last)
+}
+
+// streamReader is a stream whose input comes from r.
+type streamReader struct {
+	stream  *stream
+	r       io.Reader
+	buffers [2][]byte
+	turn    int
+	unread  [][]byte // output in order
+	ended   bool
+	err     error
+}
+
+func newStreamReader(s *stream, r io.Reader) *streamReader {
+	sr := &streamReader{stream: s, r: r}
+	s.output = func(b []byte) error {
+		if len(b) > 0 {
+			sr.unread = append(sr.unread, b)
+		}
+		return nil
+	}
+	return sr
+}
+
+func (sr *streamReader) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	for len(sr.unread) == 0 {
+		if sr.err != nil {
+			return 0, sr.err
+		}
+		sr.fill()
+	}
+	n := copy(p, sr.unread[0])
+	if sr.unread[0] = sr.unread[0][n:]; len(sr.unread[0]) == 0 {
+		sr.unread = sr.unread[1:]
+	}
+	return n, nil
+}
+
+func (sr *streamReader) fill() {
+	if sr.ended {
+		last, err := sr.stream.finish()
+		if sr.err = err; err == nil {
+			sr.err = io.EOF
+			_ = sr.stream.output(last)
+		}
+		return
+	}
+	buffer := &sr.buffers[sr.turn%2]
+	sr.turn++
+	if *buffer == nil {
+		*buffer = make([]byte, sr.stream.size)
+	}
+	n, err := io.ReadFull(sr.r, *buffer)
+	if n > 0 {
+		if sr.err = sr.stream.push((*buffer)[:n]); sr.err != nil {
+			return
+		}
+	}
+	switch err {
+	case nil:
+	case io.EOF, io.ErrUnexpectedEOF:
+		sr.ended = true
+	default:
+		sr.err = sr.stream.abort(err)
+	}
+}
