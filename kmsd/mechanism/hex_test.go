@@ -2,6 +2,7 @@ package mechanism
 
 import (
 	"encoding/hex"
+	"encoding/pem"
 	"strings"
 	"testing"
 )
@@ -13,4 +14,13 @@ func unhex(t testing.TB, text string) []byte {
 		t.Fatal(err)
 	}
 	return b
+}
+
+func unpem(t testing.TB, text string) []byte {
+	t.Helper()
+	block, _ := pem.Decode([]byte(text))
+	if block == nil {
+		t.Fatal("not PEM")
+	}
+	return block.Bytes
 }

@@ -6,8 +6,8 @@ import (
 	"fmt"
 )
 
-// maxDERSignature is the length of the longest ECDSA signature in DER: P-521, both integers 66 bytes.
-const maxDERSignature = 3 + 2*(2+66)
+// maxDERSignature is the length of the longest ECDSA signature in DER: both integers 66 bytes and a zero before them.
+const maxDERSignature = 3 + 2*(2+1+66)
 
 // AppendP1363 appends to dst the ECDSA signature der as r || s, each size bytes. Only DER is taken: minimal lengths,
 // minimal positive integers, nothing after the end. Errors wrap ErrInput.
