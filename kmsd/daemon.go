@@ -1,7 +1,349 @@
 package main
 
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/activation"
+	sd "github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sys/unix"
+
+	"github.com/kmsd-project/kmsd/enclave/helper"
+	"github.com/kmsd-project/kmsd/ipc"
+	"github.com/kmsd-project/kmsd/keystore"
+	"github.com/kmsd-project/kmsd/keystore/secmem"
+	"github.com/kmsd-project/kmsd/kmsd/audit"
+	"github.com/kmsd-project/kmsd/kmsd/engine"
+)
+
+const (
+	arenaSize     = 64 << 10         // bytes; root, epoch, index and namespace keys
+	shutdownGrace = 10 * time.Second // for requests under way when the daemon is told to stop
+)
+
+// daemon is everything there is one of.
 type daemon struct {
 	dispatcher
+	config  config
+	log     *slog.Logger
+	arena   *secmem.Arena
+	spawner *helper.Spawner
+	audit   *audit.Log
+	engine  *engine.Engine
+	store   atomic.Pointer[keystore.Store]
+	ipc     *ipc.Server
 }
 
-func main() {}
+// run is the daemon from start to stop: spawner -> runtime directory -> memory -> audit -> policy -> engine -> keystore
+// -> sockets. reread reads the configuration again, for SIGHUP.
+func run(ctx context.Context, c config, reread func() (config, error), log *slog.Logger) (err error) {
+	d := &daemon{config: c, log: log}
+	if err := d.checkUser(); err != nil {
+		return err
+	}
+	if !freedIsOverwritten() {
+		log.Warn("this build does not overwrite freed memory; build it with make")
+	}
+
+	// The spawner comes first: what it inherits must hold no secret.
+	if d.spawner, err = helper.StartSpawner(helper.SpawnerConfig{Command: []string{"/proc/self/exe", "spawner"}}); err != nil {
+		return fmt.Errorf("start the spawner of helpers: %w", err)
+	}
+	defer d.spawner.Close()
+	unlock, err := d.claimRuntimeDir()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if d.arena, err = secmem.NewArena(arenaSize); err != nil {
+		return fmt.Errorf("protected memory: %w", err)
+	}
+	defer d.arena.Close()
+	if d.audit, err = audit.Open(audit.Config{Dir: filepath.Join(c.StateDir, "audit"), Log: log}); err != nil {
+		return fmt.Errorf("audit log: %w", err)
+	}
+	defer d.audit.Close()
+	snapshot, err := c.loadPolicy()
+	if err != nil {
+		return err
+	}
+	d.policy.Store(snapshot)
+	d.engine = engine.New(engine.Config{
+		Audit: d.audit, Policy: snapshot, Log: log,
+		Code:      func(err error) string { return string(wireError(err).Code) },
+		CacheIdle: time.Duration(c.Cache.IdleSeconds) * time.Second, CacheKeys: c.Cache.Keys,
+	})
+	defer d.closeStore()
+	defer d.engine.Lock()
+	if err := d.openStore(ctx); err != nil {
+		return err
+	}
+	background, stop := context.WithCancel(ctx)
+	defer stop()
+	go d.engine.Run(background)
+
+	d.dispatcher.open(operations(), engine.Scrub)
+	defer d.dispatcher.close()
+	d.server = "kmsd " + version
+	d.ipc = &ipc.Server{Handler: d, Log: log, Limits: ipc.Limits{
+		MaxConns: c.Limits.Connections, MaxConnsPerUID: c.Limits.ConnectionsPerUID, Idle: c.idle(),
+	}}
+	listeners, err := d.listen(ctx)
+	if err != nil {
+		return err
+	}
+	failed := make(chan error, len(listeners))
+	for _, l := range listeners {
+		go func() { failed <- d.ipc.Serve(ctx, l) }()
+	}
+
+	log.Info("ready", "state", phase(d.phase.Load()).String(), "socket", c.appSocket(), "admin", c.adminSocket())
+	fmt.Fprintln(os.Stderr, "ready")
+	sd.SdNotify(false, "READY=1\nSTATUS="+phase(d.phase.Load()).String())
+	err = d.wait(ctx, failed, reread)
+
+	sd.SdNotify(false, "STOPPING=1")
+	grace, cancel := context.WithTimeout(context.Background(), shutdownGrace)
+	defer cancel()
+	if e := d.ipc.Shutdown(grace); e != nil {
+		log.Warn("requests were cut off", "error", e)
+	}
+	return err
+}
+
+// wait returns when the daemon shall stop, and reloads meanwhile.
+func (d *daemon) wait(ctx context.Context, failed <-chan error, reread func() (config, error)) error {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGHUP, syscall.SIGTERM, syscall.SIGINT)
+	defer signal.Stop(signals)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-failed:
+			return err
+		case s := <-signals:
+			if s != syscall.SIGHUP {
+				d.log.Info("stopping", "signal", s.String())
+				return nil
+			}
+			d.reload(reread)
+		}
+	}
+}
+
+// reload takes over the policy of the files as they are now. A file that is in error changes nothing.
+func (d *daemon) reload(reread func() (config, error)) {
+	var now unix.Timespec
+	unix.ClockGettime(unix.CLOCK_MONOTONIC, &now)
+	sd.SdNotify(false, fmt.Sprintf("RELOADING=1\nMONOTONIC_USEC=%d", now.Nano()/1000))
+	defer sd.SdNotify(false, "READY=1")
+	c, err := reread()
+	if err != nil {
+		d.log.Error("the configuration stays as it was", "error", err)
+		return
+	}
+	snapshot, err := c.loadPolicy()
+	if err != nil {
+		d.log.Error("the policy stays as it was", "error", err)
+		return
+	}
+	if c.Mode != d.config.Mode || c.StateDir != d.config.StateDir || c.RuntimeDir != d.config.RuntimeDir ||
+		c.Sockets != d.config.Sockets || c.Limits != d.config.Limits || c.Cache != d.config.Cache {
+		d.log.Warn("only the policy can be reloaded; other changes take a restart")
+	}
+	d.policy.Store(snapshot)
+	d.engine.SetPolicy(snapshot)
+	d.log.Info("reloaded", "policy", snapshot.Epoch())
+}
+
+// checkUser refuses to isolate nothing: a system daemon has a user of its own.
+func (d *daemon) checkUser() error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	if d.config.Mode == modeSystem {
+		return errors.New("system mode does not run as root: give kmsd a user of its own (User=kmsd in its unit)")
+	}
+	d.log.Warn("kmsd runs as root and is not isolated from other programs of root")
+	return nil
+}
+
+// storeConfig says where the keystore is.
+func (d *daemon) storeConfig() keystore.Config {
+	return keystore.Config{
+		Dir: d.config.StateDir, Arena: d.arena, Log: d.log,
+		CheckCommand: []string{"/proc/self/exe", "check-store"},
+	}
+}
+
+// openStore opens the keystore if there is one, and unlocks it if that needs nobody.
+func (d *daemon) openStore(ctx context.Context) error {
+	if err := os.MkdirAll(d.config.StateDir, 0o700); err != nil {
+		return err
+	}
+	exists, err := keystore.Exists(d.config.StateDir)
+	if err != nil || !exists {
+		return err
+	}
+	s, err := keystore.Open(ctx, d.storeConfig())
+	if err != nil {
+		return fmt.Errorf("open the keystore: %w", err)
+	}
+	d.adopt(s)
+	if err := d.unlockUnattended(ctx); err != nil {
+		d.log.Warn("the keystore stays locked", "reason", err)
+	}
+	return nil
+}
+
+// adopt takes a keystore that was opened or made, and is locked as far as the daemon is concerned.
+func (d *daemon) adopt(s *keystore.Store) {
+	d.store.Store(s)
+	d.engine.SetStore(s)
+	d.phase.Store(uint32(phaseLocked))
+}
+
+// unlocked makes the daemon ready after the keystore has been unlocked.
+func (d *daemon) unlocked() error {
+	if err := d.engine.Unlocked(); err != nil {
+		return err
+	}
+	d.phase.Store(uint32(phaseReady))
+	sd.SdNotify(false, "STATUS="+phaseReady.String())
+	return nil
+}
+
+// lock locks the keystore and forgets every key.
+func (d *daemon) lock() {
+	if d.store.Load() == nil {
+		return
+	}
+	d.phase.Store(uint32(phaseLocked))
+	d.engine.Lock()
+	sd.SdNotify(false, "STATUS="+phaseLocked.String())
+}
+
+func (d *daemon) closeStore() {
+	if s := d.store.Load(); s != nil {
+		if err := s.Close(); err != nil {
+			d.log.Error("close the keystore", "error", err)
+		}
+	}
+}
+
+// claimRuntimeDir makes the directory of the sockets and takes the lock in it.
+//
+// Invariant: who holds the lock is the only kmsd of this directory, so a socket found there is nobody's and may go.
+func (d *daemon) claimRuntimeDir() (release func(), err error) {
+	dir := d.config.RuntimeDir
+	mode := fs.FileMode(0o700)
+	if d.config.Mode == modeSystem {
+		mode = 0o755 // other users reach the sockets through it
+	}
+	if err := os.MkdirAll(dir, mode); err != nil {
+		return nil, err
+	}
+	info, err := os.Lstat(dir)
+	if err != nil {
+		return nil, err
+	}
+	switch owner := info.Sys().(*syscall.Stat_t).Uid; {
+	case !info.IsDir():
+		return nil, fmt.Errorf("%s is not a directory", dir)
+	case owner != uint32(os.Geteuid()):
+		return nil, fmt.Errorf("%s belongs to uid %d", dir, owner)
+	case info.Mode().Perm()&0o022 != 0:
+		return nil, fmt.Errorf("%s can be written by others (mode %04o)", dir, info.Mode().Perm())
+	}
+	if err := os.Chmod(dir, mode); err != nil { // the umask may have taken too much
+		return nil, err
+	}
+	f, err := os.OpenFile(filepath.Join(dir, "kmsd.lock"), os.O_CREATE|os.O_RDWR|syscall.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		if err == unix.EWOULDBLOCK {
+			return nil, fmt.Errorf("another kmsd runs in %s", dir)
+		}
+		return nil, err
+	}
+	return func() { f.Close() }, nil
+}
+
+// listen returns the sockets that systemd passes, or makes its own.
+func (d *daemon) listen(ctx context.Context) ([]*net.UnixListener, error) {
+	passed, err := activation.Listeners()
+	if err != nil {
+		return nil, err
+	}
+	var listeners []*net.UnixListener
+	for _, l := range passed {
+		u, ok := l.(*net.UnixListener)
+		if !ok {
+			return nil, fmt.Errorf("systemd passes a socket that is not one of ours: %v", l)
+		}
+		switch name := filepath.Base(u.Addr().String()); name {
+		case "kmsd.sock":
+		case "admin.sock":
+			d.adminAddr = u.Addr().String()
+		default:
+			return nil, fmt.Errorf("systemd passes a socket %q; ours are kmsd.sock and admin.sock", name)
+		}
+		u.SetUnlinkOnClose(false)
+		listeners = append(listeners, u)
+	}
+	if len(listeners) > 0 {
+		return listeners, nil
+	}
+	d.adminAddr = d.config.adminSocket()
+	for _, s := range []struct{ path, mode, group string }{
+		{d.config.appSocket(), d.config.Sockets.Mode, d.config.Sockets.Group},
+		{d.config.adminSocket(), d.config.Sockets.AdminMode, d.config.Sockets.AdminGroup},
+	} {
+		mode, err := parseMode(s.mode, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		gid, err := groupID(s.group)
+		if err != nil {
+			return nil, err
+		}
+		if err := removeSocket(s.path); err != nil {
+			return nil, err
+		}
+		l, err := ipc.Listen(ctx, s.path, mode, gid)
+		if err != nil {
+			return nil, err
+		}
+		listeners = append(listeners, l)
+	}
+	return listeners, nil
+}
+
+// removeSocket removes what a kmsd that was killed has left. It removes nothing but sockets.
+func removeSocket(path string) error {
+	info, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if info.Mode().Type() != fs.ModeSocket {
+		return fmt.Errorf("%s is in the way and is not a socket", path)
+	}
+	return os.Remove(path)
+}

@@ -1,0 +1,284 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/pelletier/go-toml/v2"
+
+	"github.com/kmsd-project/kmsd/policy"
+)
+
+// The modes of kmsd.
+const (
+	modeUser   = "user"
+	modeSystem = "system"
+)
+
+// maxConfig is the size of the largest configuration file in bytes.
+const maxConfig = 64 << 10
+
+var errConfig = errors.New("invalid configuration")
+
+// config is the configuration file. Every key may be left out; keys that are not known are refused.
+type config struct {
+	Mode       string       `toml:"mode"`        // user (default) or system
+	StateDir   string       `toml:"state_dir"`   // the keystore and the audit log
+	RuntimeDir string       `toml:"runtime_dir"` // the sockets
+	PolicyFile string       `toml:"policy_file"` // system mode: who may use which keys
+	AdminGroup string       `toml:"admin_group"` // system mode: the group that may open the admin socket
+	Sockets    socketConfig `toml:"sockets"`
+	Limits     limitConfig  `toml:"limits"`
+	Cache      cacheConfig  `toml:"cache"`
+}
+
+type socketConfig struct {
+	Mode       string `toml:"mode"`        // of kmsd.sock, octal; 0600 for a user, 0666 for the system, where policy decides
+	Group      string `toml:"group"`       // of kmsd.sock; the daemon's own when empty
+	AdminMode  string `toml:"admin_mode"`  // of admin.sock; 0600 for a user, 0660 for the system
+	AdminGroup string `toml:"admin_group"` // of admin.sock; admin_group when empty
+}
+
+type limitConfig struct {
+	Connections       int `toml:"connections"`
+	ConnectionsPerUID int `toml:"connections_per_uid"`
+	IdleSeconds       int `toml:"idle_seconds"`
+}
+
+type cacheConfig struct {
+	Keys        int `toml:"keys"`         // parsed keys held at most
+	IdleSeconds int `toml:"idle_seconds"` // after which an unused one is forgotten
+}
+
+// parseConfig reads a configuration file. Errors wrap errConfig and say the line.
+func parseConfig(data []byte) (config, error) {
+	var c config
+	if len(data) > maxConfig {
+		return c, fmt.Errorf("%w: over %d bytes", errConfig, maxConfig)
+	}
+	err := toml.NewDecoder(bytes.NewReader(data)).DisallowUnknownFields().Decode(&c)
+	var strict *toml.StrictMissingError
+	var decode *toml.DecodeError
+	switch {
+	case errors.As(err, &strict):
+		row, _ := strict.Errors[0].Position()
+		return c, fmt.Errorf("%w: line %d: unknown key %v", errConfig, row, strict.Errors[0].Key())
+	case errors.As(err, &decode):
+		row, _ := decode.Position()
+		return c, fmt.Errorf("%w: line %d: %s", errConfig, row, decode.Error())
+	case err != nil:
+		return c, fmt.Errorf("%w: %s", errConfig, err)
+	}
+	return c, c.validate()
+}
+
+// validate refuses values that make no sense. It does not look at the machine.
+func (c *config) validate() error {
+	if c.Mode != "" && c.Mode != modeUser && c.Mode != modeSystem {
+		return fmt.Errorf("%w: mode %q is neither user nor system", errConfig, c.Mode)
+	}
+	for key, dir := range map[string]string{"state_dir": c.StateDir, "runtime_dir": c.RuntimeDir, "policy_file": c.PolicyFile} {
+		if dir != "" && !filepath.IsAbs(dir) {
+			return fmt.Errorf("%w: %s %q is not an absolute path", errConfig, key, dir)
+		}
+	}
+	for key, mode := range map[string]string{"sockets.mode": c.Sockets.Mode, "sockets.admin_mode": c.Sockets.AdminMode} {
+		if _, err := parseMode(mode, 0); err != nil {
+			return fmt.Errorf("%w: %s: %w", errConfig, key, err)
+		}
+	}
+	for key, n := range map[string]int{
+		"limits.connections": c.Limits.Connections, "limits.connections_per_uid": c.Limits.ConnectionsPerUID,
+		"limits.idle_seconds": c.Limits.IdleSeconds, "cache.keys": c.Cache.Keys, "cache.idle_seconds": c.Cache.IdleSeconds,
+	} {
+		if n < 0 || n > 1_000_000 {
+			return fmt.Errorf("%w: %s is %d, not from 1 to 1000000", errConfig, key, n)
+		}
+	}
+	return nil
+}
+
+// parseMode reads octal permissions; empty is fallback.
+func parseMode(s string, fallback fs.FileMode) (fs.FileMode, error) {
+	if s == "" {
+		return fallback, nil
+	}
+	n, err := strconv.ParseUint(s, 8, 32)
+	if err != nil || n > 0o777 {
+		return 0, fmt.Errorf("%q is not an octal mode such as 0660", s)
+	}
+	return fs.FileMode(n), nil
+}
+
+// loadConfig reads the file at path, which must exist; with an empty path, the user's own if there is one.
+func loadConfig(path string) (config, error) {
+	optional := path == ""
+	if optional {
+		dir, err := os.UserConfigDir()
+		if err != nil {
+			return config{}, nil
+		}
+		path = filepath.Join(dir, "kmsd", "kmsd.toml")
+	}
+	data, err := readTrusted(path, maxConfig)
+	if optional && errors.Is(err, fs.ErrNotExist) {
+		return config{}, nil
+	}
+	if err != nil {
+		return config{}, err
+	}
+	c, err := parseConfig(data)
+	if err != nil {
+		return c, fmt.Errorf("%s: %w", path, err)
+	}
+	return c, nil
+}
+
+// configFrom is the configuration of the file, overruled by the flags that are not empty, with its defaults.
+func configFrom(file, stateDir, runtimeDir string) (config, error) {
+	c, err := loadConfig(file)
+	if err != nil {
+		return c, err
+	}
+	for _, flag := range []struct {
+		p *string
+		v string
+	}{{&c.StateDir, stateDir}, {&c.RuntimeDir, runtimeDir}} {
+		if flag.v == "" {
+			continue
+		}
+		if *flag.p, err = filepath.Abs(flag.v); err != nil {
+			return c, err
+		}
+	}
+	return c, c.setDefaults(os.Getenv)
+}
+
+// readTrusted reads a file that only root or the daemon's own user can have written.
+func readTrusted(path string, most int64) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	owner := info.Sys().(*syscall.Stat_t).Uid
+	switch {
+	case !info.Mode().IsRegular():
+		return nil, fmt.Errorf("%w: %s is not a regular file", errConfig, path)
+	case owner != 0 && owner != uint32(os.Geteuid()):
+		return nil, fmt.Errorf("%w: %s belongs to uid %d", errConfig, path, owner)
+	case info.Mode().Perm()&0o022 != 0:
+		return nil, fmt.Errorf("%w: %s can be written by others (mode %04o)", errConfig, path, info.Mode().Perm())
+	}
+	data, err := io.ReadAll(io.LimitReader(f, most+1))
+	if err != nil {
+		return nil, err
+	}
+	if int64(len(data)) > most {
+		return nil, fmt.Errorf("%w: %s is over %d bytes", errConfig, path, most)
+	}
+	return data, nil
+}
+
+// setDefaults fills in what the file and the command line have left out.
+func (c *config) setDefaults(getenv func(string) string) error {
+	if c.Mode == "" {
+		c.Mode = modeUser
+	}
+	if c.Mode == modeSystem {
+		setDefault(&c.StateDir, "/var/lib/kmsd")
+		setDefault(&c.RuntimeDir, "/run/kmsd")
+		setDefault(&c.PolicyFile, "/etc/kmsd/policy.toml")
+		setDefault(&c.AdminGroup, "kmsd-admin")
+		setDefault(&c.Sockets.Mode, "0666")
+		setDefault(&c.Sockets.AdminMode, "0660")
+		setDefault(&c.Sockets.AdminGroup, c.AdminGroup)
+		return nil
+	}
+	setDefault(&c.Sockets.Mode, "0600")
+	setDefault(&c.Sockets.AdminMode, "0600")
+	if c.StateDir == "" {
+		state := getenv("XDG_STATE_HOME")
+		if state == "" {
+			home := getenv("HOME")
+			if home == "" {
+				return fmt.Errorf("%w: neither --state-dir nor XDG_STATE_HOME nor HOME is set", errConfig)
+			}
+			state = filepath.Join(home, ".local", "state")
+		}
+		c.StateDir = filepath.Join(state, "kmsd")
+	}
+	if c.RuntimeDir == "" {
+		runtime := getenv("XDG_RUNTIME_DIR")
+		if runtime == "" {
+			return fmt.Errorf("%w: neither --runtime-dir nor XDG_RUNTIME_DIR is set", errConfig)
+		}
+		c.RuntimeDir = filepath.Join(runtime, "kmsd")
+	}
+	return nil
+}
+
+func setDefault(p *string, v string) {
+	if *p == "" {
+		*p = v
+	}
+}
+
+func (c *config) appSocket() string   { return filepath.Join(c.RuntimeDir, "kmsd.sock") }
+func (c *config) adminSocket() string { return filepath.Join(c.RuntimeDir, "admin.sock") }
+
+func (c *config) idle() time.Duration { return time.Duration(c.Limits.IdleSeconds) * time.Second }
+
+// loadPolicy makes the policy snapshot of the configuration.
+func (c *config) loadPolicy() (*policy.Policy, error) {
+	if c.Mode == modeUser {
+		return policy.UserMode(uint32(os.Geteuid())), nil
+	}
+	data, err := readTrusted(c.PolicyFile, policy.MaxFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		data, err = []byte("version = 1\n"), nil // nobody may use a key until somebody has said who
+	}
+	if err != nil {
+		return nil, err
+	}
+	p, err := policy.Parse(data)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", c.PolicyFile, err)
+	}
+	gid, err := groupID(c.AdminGroup)
+	if err != nil {
+		return nil, err
+	}
+	if gid >= 0 {
+		p = p.WithAdminGroup(uint32(gid))
+	}
+	return p, nil
+}
+
+// groupID returns the number of the group called name, -1 for no name.
+func groupID(name string) (int, error) {
+	if name == "" {
+		return -1, nil
+	}
+	if n, err := strconv.ParseUint(name, 10, 31); err == nil {
+		return int(n), nil
+	}
+	g, err := user.LookupGroup(name)
+	if err != nil {
+		return 0, fmt.Errorf("%w: group %q: %w", errConfig, name, err)
+	}
+	return strconv.Atoi(g.Gid)
+}
