@@ -1,0 +1,266 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"filippo.io/age"
+	"github.com/spf13/cobra"
+
+	"github.com/kmsd-project/kmsd/ipc/proto"
+	"github.com/kmsd-project/kmsd/keystore"
+)
+
+func newBackup(a *app) *cobra.Command {
+	c := &cobra.Command{Use: "backup", Short: "Make, check and restore backups"}
+	c.AddCommand(newBackupCreate(a), newBackupVerify(a), newBackupRestore(a))
+	return c
+}
+
+func newBackupCreate(a *app) *cobra.Command {
+	var recipients []string
+	var out outFlags
+	c := uses(&cobra.Command{
+		Use:   "create --to RECIPIENT --out F",
+		Short: "Write a backup, encrypted to age recipients",
+		Long: `Write a backup of the whole keystore, encrypted to age recipients (age-keygen makes them) and to the escrow recipients
+of the keystore. The daemon goes on serving meanwhile.`,
+		Args: exactArgs(),
+		RunE: func(c *cobra.Command, args []string) error {
+			file, err := a.create(out, true, modeSecret)
+			if err != nil {
+				return err
+			}
+			defer file.abort()
+			var begun proto.BackupReply
+			if err := a.call(c.Context(), proto.OpBackupCreate, &proto.BackupCreate{Recipients: recipients}, &begun); err != nil {
+				return err
+			}
+			p := a.progressOf("backup", -1)
+			defer p.end()
+			written, err := a.drain(c.Context(), begun.Stream, file, p)
+			if err != nil {
+				return err
+			}
+			if err := file.commit(); err != nil {
+				return err
+			}
+			p.end()
+			for _, name := range begun.NotKept {
+				a.say("not in the backup, because it dies with its device: %s", name)
+			}
+			if out.path == "-" {
+				return nil // standard output is the backup
+			}
+			view := map[string]any{"bytes": written, "recipients": orEmpty(begun.Recipients), "not_kept": orEmpty(begun.NotKept)}
+			return a.print(view, func(w io.Writer) {
+				fmt.Fprintf(w, "%s written, %s, for %s\n", out.path, size(written), strings.Join(begun.Recipients, ", "))
+			})
+		},
+	}, proto.OpBackupCreate, proto.OpStreamUpdate, proto.OpStreamAbort)
+	c.Flags().StringArrayVar(&recipients, "to", nil, "age recipient (age1...); repeat for more")
+	out.register(c)
+	return c
+}
+
+// drain copies a stream of the daemon to w.
+func (a *app) drain(ctx context.Context, stream uint64, w io.Writer, p *progress) (written int64, err error) {
+	defer func() {
+		if err != nil {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+			defer cancel()
+			a.call(ctx, proto.OpStreamAbort, &proto.StreamRef{Stream: stream}, &proto.Empty{})
+		}
+	}()
+	for chunk := uint64(0); ; chunk++ {
+		var data proto.StreamData
+		if err := a.call(ctx, proto.OpStreamUpdate, &proto.StreamUpdate{Stream: stream, Chunk: chunk}, &data); err != nil {
+			return written, err
+		}
+		n, err := w.Write(data.Data)
+		written += int64(n)
+		if err != nil {
+			return written, err
+		}
+		if p.tty != nil {
+			p.add(int64(n))
+		}
+		if data.Done {
+			return written, nil
+		}
+	}
+}
+
+// identityFlags bring the age identities that open a backup.
+type identityFlags struct{ files []string }
+
+func (f *identityFlags) register(c *cobra.Command) {
+	c.Flags().StringArrayVar(&f.files, "identity", nil, `age identity file that opens the backup, "-" is standard input; repeat for more`)
+	c.MarkFlagRequired("identity")
+}
+
+func (f *identityFlags) read(a *app) ([]age.Identity, error) {
+	var ids []age.Identity
+	for _, path := range f.files {
+		text, err := a.readFile(path, 1<<20)
+		if err != nil {
+			return nil, err
+		}
+		parsed, err := age.ParseIdentities(bytes.NewReader(text))
+		clear(text)
+		if err != nil {
+			return nil, withHint(fmt.Errorf("%s: not an age identity file", path), "a file made by age-keygen holds AGE-SECRET-KEY-... lines")
+		}
+		ids = append(ids, parsed...)
+	}
+	return ids, nil
+}
+
+type manifestView struct {
+	StoreID      string   `json:"store_id"`
+	InstanceID   string   `json:"instance_id"`
+	Created      string   `json:"created"`
+	Epoch        uint32   `json:"epoch"`
+	Generation   uint64   `json:"generation"`
+	Keys         uint64   `json:"keys"`
+	AuditHead    string   `json:"audit_head"`
+	PolicyDigest string   `json:"policy_digest"`
+	Escrow       []string `json:"escrow"`
+	NotEscrowed  []string `json:"not_escrowed"`
+}
+
+func viewManifest(m keystore.Manifest) manifestView {
+	return manifestView{
+		hex.EncodeToString(m.StoreID[:]), hex.EncodeToString(m.InstanceID[:]), m.Created.UTC().Format(time.RFC3339), m.Epoch,
+		m.Generation, m.Keys, hex.EncodeToString(m.AuditHead), hex.EncodeToString(m.PolicyDigest), orEmpty(m.Escrow),
+		orEmpty(m.NotEscrowed),
+	}
+}
+
+func writeManifest(w io.Writer, m keystore.Manifest) {
+	fields(w, "Store", hex.EncodeToString(m.StoreID[:]), "Made", m.Created.Local().Format("2006-01-02 15:04:05"),
+		"Epoch", number(m.Epoch), "Keys", number(m.Keys), "Escrow", strings.Join(m.Escrow, ", "),
+		"Not in it", strings.Join(m.NotEscrowed, ", "))
+}
+
+func newBackupVerify(a *app) *cobra.Command {
+	var in string
+	var ids identityFlags
+	c := &cobra.Command{
+		Use:   "verify --in F --identity F",
+		Short: "Prove that a backup can be restored, without restoring it",
+		Long:  "Decrypt a backup and check every record in it, in a scratch directory that is removed again. No daemon is needed.",
+		Args:  exactArgs(),
+		RunE: func(c *cobra.Command, args []string) error {
+			identities, err := ids.read(a)
+			if err != nil {
+				return err
+			}
+			r, total, err := a.open(in)
+			if err != nil {
+				return err
+			}
+			defer r.Close()
+			scratch, err := os.MkdirTemp("", "kmsctl-verify-")
+			if err != nil {
+				return err
+			}
+			defer os.RemoveAll(scratch)
+			p := a.progressOf("verifying", total)
+			m, err := keystore.VerifyBackup(c.Context(), p.reader(r), identities, scratch)
+			p.end()
+			if err != nil {
+				return backupHint(err)
+			}
+			return a.print(viewManifest(m), func(w io.Writer) {
+				writeManifest(w, m)
+				fmt.Fprintln(w, "\nThe backup is complete and every record in it is intact.")
+			})
+		},
+	}
+	c.Flags().StringVar(&in, "in", "", `the backup, "-" is standard input`)
+	c.MarkFlagRequired("in")
+	ids.register(c)
+	return c
+}
+
+func newBackupRestore(a *app) *cobra.Command {
+	var in, dir, recoveryOut string
+	var ids identityFlags
+	c := &cobra.Command{
+		Use:   "restore --in F --identity F --state-dir D --recovery-out F",
+		Short: "Restore a backup into an empty state directory",
+		Long: `Restore a backup into an empty state directory. No daemon is needed.
+
+The slots of the old machine open nothing here. The restored keystore has one slot, for a fresh recovery key that is written
+to --recovery-out. Start kmsd on the directory, open it with that key (kmsctl unlock) and enrol a slot of the new machine
+(kmsctl slot add).`,
+		Args: exactArgs(),
+		RunE: func(c *cobra.Command, args []string) error {
+			identities, err := ids.read(a)
+			if err != nil {
+				return err
+			}
+			r, total, err := a.open(in)
+			if err != nil {
+				return err
+			}
+			defer r.Close()
+			file, err := a.create(outFlags{path: recoveryOut}, false, modeSecret)
+			if err != nil {
+				return err
+			}
+			defer file.abort()
+			config, err := a.storeConfig(dir)
+			if err != nil {
+				return err
+			}
+			slot, key, err := newRecoverySlot(c.Context(), "restored "+time.Now().Format(time.DateOnly))
+			if err != nil {
+				return err
+			}
+			defer clear(slot.Secret)
+			defer clear(key)
+			p := a.progressOf("restoring", total)
+			s, m, err := keystore.Restore(c.Context(), p.reader(r), identities, config, []keystore.NewSlot{slot})
+			p.end()
+			if err != nil {
+				return backupHint(offlineHint(err))
+			}
+			if err := s.Close(); err != nil {
+				return err
+			}
+			if err := a.keepSecret(file, key); err != nil {
+				return err
+			}
+			return a.print(viewManifest(m), func(w io.Writer) {
+				writeManifest(w, m)
+				fmt.Fprintf(w, "\nRestored into %s. The recovery key is in %s.\nNext: kmsd run --state-dir %s ..., kmsctl unlock --pin-file %s, kmsctl slot add keyring:file\n",
+					dir, recoveryOut, dir, recoveryOut)
+			})
+		},
+	}
+	c.Flags().StringVar(&in, "in", "", `the backup, "-" is standard input`)
+	c.Flags().StringVar(&dir, "state-dir", "", "empty or new directory for the keystore")
+	c.Flags().StringVar(&recoveryOut, "recovery-out", "", "file for the fresh recovery key")
+	for _, name := range []string{"in", "state-dir", "recovery-out"} {
+		c.MarkFlagRequired(name)
+	}
+	ids.register(c)
+	return c
+}
+
+func backupHint(err error) error {
+	var noMatch *age.NoIdentityMatchError
+	if errors.As(err, &noMatch) {
+		return withHint(errors.New("none of the identities opens this backup"), "use the identity of one of the recipients the backup was made for")
+	}
+	return err
+}

@@ -1,0 +1,164 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/kmsd-project/kmsd/client"
+	"github.com/kmsd-project/kmsd/ipc/proto"
+)
+
+// finding is one thing that doctor looked at.
+type finding struct {
+	Check  string `json:"check"`
+	Result string `json:"result"` // ok, note or problem
+	Detail string `json:"detail"`
+	Remedy string `json:"remedy,omitempty"`
+}
+
+func newDoctor(a *app) *cobra.Command {
+	var selfTest bool
+	c := uses(&cobra.Command{
+		Use:   "doctor [flags]",
+		Short: "Look for problems and say what to do about them",
+		Long:  "Look for problems and say what to do about them. With --self-test every algorithm is run against its known answers. The exit code is 1 when there is a problem.",
+		Args:  exactArgs(),
+		RunE: func(c *cobra.Command, args []string) error {
+			findings, failure := a.examine(c.Context(), selfTest)
+			err := a.print(findings, func(w io.Writer) {
+				rows := [][]string{{"", "CHECK", "FOUND"}}
+				for _, f := range findings {
+					rows = append(rows, []string{f.Result, f.Check, f.Detail})
+				}
+				table(w, rows)
+				for _, f := range findings {
+					if f.Remedy != "" {
+						fmt.Fprintf(w, "\n%s: %s\n", f.Check, printable(f.Remedy))
+					}
+				}
+			})
+			if err != nil {
+				return err
+			}
+			return failure
+		},
+	}, proto.OpStatus, proto.OpSelfTest, proto.OpWhoami)
+	c.Flags().BoolVar(&selfTest, "self-test", false, "run the self-test of every algorithm")
+	return c
+}
+
+// examine returns what was found, and an error when something of it is a problem.
+func (a *app) examine(ctx context.Context, selfTest bool) (findings []finding, failure error) {
+	add := func(result, check, detail, remedy string) {
+		findings = append(findings, finding{check, result, detail, remedy})
+		if result == "problem" && failure == nil {
+			failure = fmt.Errorf("%s: %s", check, detail)
+		}
+	}
+
+	var s proto.Status
+	if err := a.call(ctx, proto.OpStatus, &proto.Empty{}, &s); err != nil {
+		remedy := hintFor(err)
+		if errors.Is(err, os.ErrPermission) {
+			remedy = "this user may not open the socket: join the group that may, or ask the administrator"
+		}
+		add("problem", "daemon", err.Error(), remedy)
+		return findings, withHint(err, "%s", remedy)
+	}
+	add("ok", "daemon", "kmsd "+s.Version+" answers, "+s.Mode+" mode", "")
+
+	var who proto.Identity
+	if err := a.call(ctx, proto.OpWhoami, &proto.Empty{}, &who); err == nil {
+		role := "application"
+		if who.Admin {
+			role = "administrator"
+		}
+		add("ok", "identity", fmt.Sprintf("uid %d, seen as %s", who.UID, role), "")
+	}
+
+	switch s.State {
+	case "ready":
+		add("ok", "keystore", fmt.Sprintf("open, %d keys, epoch %d", s.Keys, s.Epoch), "")
+	case "locked":
+		add("problem", "keystore", "locked", "kmsctl unlock")
+	default:
+		add("problem", "keystore", s.State, "kmsctl init")
+	}
+	if s.MemoryProtection == "full" {
+		add("ok", "memory", "root keys are in memory that the kernel shows to nobody", "")
+	} else {
+		add("note", "memory", "protection is "+s.MemoryProtection, "memfd_secret is missing: a kernel with CONFIG_SECRETMEM and secretmem.enable=1 gives full protection")
+	}
+	if s.State != "uninitialised" {
+		if s.Rollback == "" || s.Rollback == "not detectable" {
+			add("note", "rollback", "an old copy of the whole store put back would not be noticed", "a slot in a TPM brings a counter that notices it")
+		} else {
+			add("ok", "rollback", s.Rollback, "")
+		}
+	}
+	recovery := false
+	for _, slot := range s.Slots {
+		check := fmt.Sprintf("slot %d (%s)", slot.ID, slot.Kind)
+		recovery = recovery || slot.Kind == "recovery"
+		switch {
+		case slot.Stale:
+			add("problem", check, "was not there when the root key was rotated", fmt.Sprintf("kmsctl slot remove %d, then kmsctl slot add", slot.ID))
+		case slot.Health == "" || slot.Health == "ready" || slot.Health == "locked" && slot.Kind == "recovery":
+			add("ok", check, slot.Health, "")
+		default:
+			add("problem", check, slot.Health, slotRemedy(slot))
+		}
+	}
+	if len(s.Slots) > 0 && !recovery {
+		add("note", "recovery", "no recovery slot: when the device is lost, so are the keys", "kmsctl slot add recovery --out F")
+	}
+	if len(s.Slots) > 0 && len(s.Escrow) == 0 {
+		add("note", "backup", "no escrow recipient: backups are for the recipients of each backup alone", "")
+	}
+	if s.ErasurePending > 0 {
+		add("note", "erasure", fmt.Sprintf("%d destroyed versions wait for the next epoch", s.ErasurePending), "kmsctl store rotate-epoch")
+	}
+	if s.Panics > 0 {
+		add("problem", "defects", fmt.Sprintf("%d operations hit a defect of kmsd", s.Panics), "look into the log of kmsd and report it")
+	}
+	for _, w := range s.Warnings {
+		add("note", "daemon", w, "")
+	}
+	if selfTest {
+		var r proto.SelfTestReply
+		if err := a.call(ctx, proto.OpSelfTest, &proto.Empty{}, &r); err != nil {
+			add("problem", "self-test", err.Error(), hintFor(err))
+			return findings, failure
+		}
+		for _, t := range r.Results {
+			if t.Passed {
+				add("ok", "self-test "+t.Algorithm, "known answers are right", "")
+			} else {
+				add("problem", "self-test "+t.Algorithm, t.Message, "do not use this algorithm on this machine; the binary or the machine is damaged")
+			}
+		}
+	}
+	if failure != nil && s.State == "locked" {
+		failure = errors.Join(failure, client.ErrLocked)
+	}
+	return findings, failure
+}
+
+func slotRemedy(s proto.Slot) string {
+	switch s.Health {
+	case "locked-out":
+		return "the device refuses attempts until " + day(s.Until) + "; wait, and find out who tried"
+	case "absent":
+		return "bring the device back; kmsd notices it by itself. Another slot opens meanwhile: kmsctl unlock"
+	case "replaced":
+		return "this is another device than the one that was enrolled: bring the old one back, or remove the slot and add it again"
+	case "misconfigured":
+		return "the device is there but cannot be used: look into the log of kmsd"
+	}
+	return "kmsctl slot test " + number(s.ID)
+}

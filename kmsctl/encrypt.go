@@ -1,0 +1,308 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/kmsd-project/kmsd/client/ciphertext"
+	"github.com/kmsd-project/kmsd/ipc/proto"
+)
+
+const (
+	maxAAD     = 8 << 10                // associated data in bytes
+	maxMessage = proto.MaxData - maxAAD // plaintext that is sealed in one request; above it is an envelope
+	maxBlock   = 512                    // RSA-OAEP block in bytes
+)
+
+// cipherFlags are common to encrypt, decrypt and rewrap.
+type cipherFlags struct {
+	key, aadFile, in string
+	out              outFlags
+}
+
+func (f *cipherFlags) register(a *app, c *cobra.Command) {
+	a.keyFlag(c, &f.key, "the key")
+	c.Flags().StringVar(&f.aadFile, "aad-file", "", "file with data the ciphertext is bound to; decryption needs the same")
+	c.Flags().StringVar(&f.in, "in", "-", `input, "-" is standard input`)
+	f.out.register(c)
+}
+
+func newEncrypt(a *app) *cobra.Command {
+	var f cipherFlags
+	var inside bool
+	c := uses(&cobra.Command{
+		Use:   "encrypt --key NAME --in F --out F [flags]",
+		Short: "Encrypt data of any size",
+		Long: `Encrypt data of any size (docs/ciphertext-format.md). Small data are encrypted by the daemon. Large data are encrypted
+here, at the full speed of this machine, under a fresh data key that the daemon seals; with --in-daemon that key never leaves
+the daemon, and the data pass through it.
+
+With an RSA encryption key up to 446 bytes, less for shorter keys, are encrypted by RSA-OAEP; for large data and RSA see
+"kmsctl packet encrypt".`,
+		Args: exactArgs(),
+		RunE: func(c *cobra.Command, args []string) error {
+			aad, err := a.optionalFile(f.aadFile, maxAAD)
+			if err != nil {
+				return err
+			}
+			r, total, err := a.open(f.in)
+			if err != nil {
+				return err
+			}
+			defer r.Close()
+			out, err := a.create(f.out, true, modePublic)
+			if err != nil {
+				return err
+			}
+			defer out.abort()
+			head, err := io.ReadAll(io.LimitReader(r, maxMessage+1))
+			if err != nil {
+				return err
+			}
+			if len(head) <= maxMessage && !inside {
+				sealed, err := a.seal(c.Context(), f.key, head, aad)
+				if err != nil {
+					return err
+				}
+				if _, err := out.Write(sealed); err != nil {
+					return err
+				}
+				return out.commit()
+			}
+			key, err := a.key(c.Context(), f.key)
+			if err != nil {
+				return err
+			}
+			encrypt := key.EncryptEnvelope
+			if inside {
+				encrypt = key.EncryptStream
+			}
+			w, err := encrypt(c.Context(), out, aad)
+			if err != nil {
+				return err
+			}
+			p := a.progressOf("encrypting", total)
+			defer p.end()
+			if _, err := io.Copy(w, p.reader(&contextReader{c.Context(), io.MultiReader(bytes.NewReader(head), r)})); err != nil {
+				return err
+			}
+			if err := w.Close(); err != nil {
+				return err
+			}
+			return out.commit()
+		},
+	}, proto.OpEncrypt, proto.OpDataKey, proto.OpStreamBegin, proto.OpStreamUpdate, proto.OpStreamFinish, proto.OpStreamAbort)
+	f.register(a, c)
+	c.Flags().BoolVar(&inside, "in-daemon", false, "encrypt inside the daemon, whatever the size")
+	return c
+}
+
+// seal encrypts a message that fits into one request.
+func (a *app) seal(ctx context.Context, key string, data, aad []byte) ([]byte, error) {
+	var r proto.EncryptReply
+	err := a.call(ctx, proto.OpEncrypt, &proto.Encrypt{Key: key, Data: data, AAD: aad}, &r)
+	if err == nil {
+		return r.Ciphertext, nil
+	}
+	if !isCode(err, proto.CodeUsage, proto.CodeUnsupported, proto.CodeInvalid) {
+		return nil, err
+	}
+	// Encryption to an RSA key takes only its public half, so it is done here.
+	public, publicErr := a.public(ctx, key)
+	if publicErr != nil || !strings.HasPrefix(public.Algorithm, "rsa-") {
+		return nil, err
+	}
+	parsed, parseErr := x509.ParsePKIXPublicKey(public.SPKI)
+	to, ok := parsed.(*rsa.PublicKey)
+	if parseErr != nil || !ok {
+		return nil, err
+	}
+	if limit := to.Size() - 2*sha256.Size - 2; len(data) > limit {
+		return nil, withHint(fmt.Errorf("RSA-OAEP with this key encrypts at most %d bytes", limit), "kmsctl packet encrypt --key %s, or an AEAD key", key)
+	}
+	return rsa.EncryptOAEP(sha256.New(), rand.Reader, to, data, aad)
+}
+
+func isCode(err error, codes ...proto.Code) bool {
+	var wire *proto.Error
+	if !errors.As(err, &wire) {
+		return false
+	}
+	for _, c := range codes {
+		if wire.Code == c {
+			return true
+		}
+	}
+	return false
+}
+
+func newDecrypt(a *app) *cobra.Command {
+	var f cipherFlags
+	c := uses(&cobra.Command{
+		Use:   "decrypt --key NAME --in F --out F [flags]",
+		Short: "Decrypt what encrypt made",
+		Long: `Decrypt what "kmsctl encrypt" made, or an RSA-OAEP block. The output file appears when the last byte has been verified.
+Standard output gets verified pieces as they come: if the end is missing or was changed the exit code is 1, and what was
+written until then is a true beginning and no more.`,
+		Args: exactArgs(),
+		RunE: func(c *cobra.Command, args []string) error {
+			aad, err := a.optionalFile(f.aadFile, maxAAD)
+			if err != nil {
+				return err
+			}
+			r, total, err := a.open(f.in)
+			if err != nil {
+				return err
+			}
+			defer r.Close()
+			out, err := a.create(f.out, false, modeSecret)
+			if err != nil {
+				return err
+			}
+			defer out.abort()
+			p := a.progressOf("decrypting", total)
+			defer p.end()
+			if err := a.unseal(c.Context(), out, p.reader(&contextReader{c.Context(), r}), f.key, aad); err != nil {
+				return decryptHint(err)
+			}
+			return out.commit()
+		},
+	}, proto.OpDecrypt, proto.OpStreamBegin, proto.OpStreamUpdate, proto.OpStreamFinish)
+	f.register(a, c)
+	return c
+}
+
+func decryptHint(err error) error {
+	switch {
+	case errors.Is(err, ciphertext.ErrFormat):
+		return withHint(err, "is it a file made by kmsctl encrypt?")
+	}
+	return err
+}
+
+// unseal decrypts every form that encrypt makes.
+func (a *app) unseal(ctx context.Context, out io.Writer, source io.Reader, ref string, aad []byte) error {
+	begin := make([]byte, ciphertext.HeadSize)
+	n, err := io.ReadFull(source, begin)
+	if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
+		return err
+	}
+	begin = begin[:n]
+	source = io.MultiReader(bytes.NewReader(begin), source)
+	header, err := ciphertext.ParseHeader(begin)
+	if err != nil {
+		return a.unsealRSA(ctx, out, source, ref, aad)
+	}
+	if header.Format == ciphertext.DataKey && header.KeySize != ciphertext.KeySize {
+		return errDataKey
+	}
+	key, err := a.key(ctx, ref)
+	if err != nil {
+		return err
+	}
+	plain, err := key.DecryptStream(ctx, source, aad)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(out, plain)
+	return err
+}
+
+// errDataKey keeps a sealed data key from being taken for data, and an envelope without its segments for a data key.
+var errDataKey = withHint(errors.New("this is a sealed data key, not data"), "kmsctl datakey --key NAME --sealed-in F opens it")
+
+// unsealRSA decrypts an RSA-OAEP block. The associated data are its label.
+func (a *app) unsealRSA(ctx context.Context, out io.Writer, source io.Reader, ref string, label []byte) error {
+	block, err := io.ReadAll(io.LimitReader(source, maxBlock+1))
+	if err != nil {
+		return err
+	}
+	if len(block) > maxBlock {
+		return ciphertext.ErrFormat
+	}
+	k, err := a.key(ctx, ref)
+	if err != nil {
+		return err
+	}
+	if _, ok := k.Public().(*rsa.PublicKey); !ok {
+		return ciphertext.ErrFormat
+	}
+	plain, err := k.DecryptOAEP(ctx, block, label)
+	if err != nil {
+		return err
+	}
+	defer clear(plain)
+	_, err = out.Write(plain)
+	return err
+}
+
+func newRewrap(a *app) *cobra.Command {
+	var f cipherFlags
+	c := uses(&cobra.Command{
+		Use:   "rewrap --key NAME --in F --out F [flags]",
+		Short: "Bring a ciphertext under the newest version of its key",
+		Long: `Encrypt a ciphertext again under the newest version of its key. The plaintext stays in the daemon. Of a large ciphertext
+only the sealed data key is renewed; the segments are copied as they are.`,
+		Args: exactArgs(),
+		RunE: func(c *cobra.Command, args []string) error {
+			aad, err := a.optionalFile(f.aadFile, maxAAD)
+			if err != nil {
+				return err
+			}
+			r, total, err := a.open(f.in)
+			if err != nil {
+				return err
+			}
+			defer r.Close()
+			out, err := a.create(f.out, true, modePublic)
+			if err != nil {
+				return err
+			}
+			defer out.abort()
+			head := make([]byte, ciphertext.HeadSize)
+			n, err := io.ReadFull(r, head)
+			if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
+				return err
+			}
+			sealed := head[:n]
+			header, err := ciphertext.ParseHeader(sealed)
+			if err != nil {
+				return decryptHint(err)
+			}
+			if header.Format == ciphertext.Message {
+				rest, err := io.ReadAll(io.LimitReader(r, proto.MaxData+ciphertext.Overhead))
+				if err != nil {
+					return err
+				}
+				sealed = append(sealed, rest...)
+			}
+			var renewed proto.EncryptReply
+			if err := a.call(c.Context(), proto.OpRewrap, &proto.Rewrap{Key: f.key, Ciphertext: sealed, AAD: aad}, &renewed); err != nil {
+				return err
+			}
+			if _, err := out.Write(renewed.Ciphertext); err != nil {
+				return err
+			}
+			if header.Format != ciphertext.Message {
+				p := a.progressOf("copying", total)
+				defer p.end()
+				if _, err := io.Copy(out, p.reader(&contextReader{c.Context(), r})); err != nil {
+					return err
+				}
+			}
+			return out.commit()
+		},
+	}, proto.OpRewrap)
+	f.register(a, c)
+	return c
+}

@@ -1,0 +1,252 @@
+package main
+
+import (
+	"crypto/rand"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+)
+
+// Modes of the files kmsctl writes, before the umask.
+const (
+	modePublic fs.FileMode = 0o644 // signatures, certificates, ciphertexts
+	modeSecret fs.FileMode = 0o600 // plaintexts, recovery keys
+)
+
+// outFlags are the flags of a command that writes one result.
+type outFlags struct {
+	path  string
+	force bool
+}
+
+func (o *outFlags) register(c *cobra.Command) {
+	c.Flags().StringVar(&o.path, "out", "-", `file to write, "-" is standard output`)
+	c.Flags().BoolVar(&o.force, "force", false, "replace an existing file, or write bytes to a terminal")
+}
+
+// output is a file in the making.
+//
+// Invariant: under its name the file is either absent (or what it was before) or complete. Until commit it has no name
+// at all (O_TMPFILE) or, where the file system cannot do that, a temporary one.
+type output struct {
+	io.Writer
+	file  *os.File
+	path  string // empty for a stream, which is written directly
+	temp  string // name of the temporary file, where it has one
+	force bool
+}
+
+// create begins the result of a command. Bytes for machines go to a terminal only with --force.
+func (a *app) create(o outFlags, binary bool, mode fs.FileMode) (*output, error) {
+	if o.path == "" || o.path == "-" {
+		if binary && !o.force && terminal(a.stdout) != nil {
+			return nil, withHint(errors.New("the result is binary and standard output is a terminal"), "write it to a file with --out F, or insist with --force")
+		}
+		return &output{Writer: a.stdout}, nil
+	}
+	switch info, err := os.Lstat(o.path); {
+	case err == nil && info.Mode()&(fs.ModeDevice|fs.ModeNamedPipe|fs.ModeCharDevice) != 0:
+		f, err := os.OpenFile(o.path, os.O_WRONLY, 0)
+		if err != nil {
+			return nil, err
+		}
+		return &output{Writer: f}, nil
+	case err == nil && info.IsDir():
+		return nil, fmt.Errorf("%s is a directory", o.path)
+	case err == nil && !o.force:
+		return nil, existsError(o.path)
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		return nil, err
+	}
+
+	out := &output{path: o.path, force: o.force}
+	dir := filepath.Dir(o.path)
+	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_WRONLY|unix.O_CLOEXEC, uint32(mode.Perm()))
+	switch {
+	case err == nil:
+		out.file = os.NewFile(uintptr(fd), o.path)
+	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EISDIR), errors.Is(err, unix.EINVAL):
+		out.temp = tempName(o.path)
+		if out.file, err = os.OpenFile(out.temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode.Perm()); err != nil {
+			return nil, err
+		}
+	default:
+		return nil, &fs.PathError{Op: "create", Path: o.path, Err: err}
+	}
+	out.Writer = out.file
+	return out, nil
+}
+
+func existsError(path string) error {
+	return withHint(fmt.Errorf("%s exists", path), "choose another --out, or replace it with --force")
+}
+
+func tempName(path string) string {
+	var suffix [6]byte
+	rand.Read(suffix[:])
+	return filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+"."+hex.EncodeToString(suffix[:]))
+}
+
+// commit makes the file durable and gives it its name.
+func (o *output) commit() error {
+	if o.path == "" {
+		return nil
+	}
+	defer o.abort()
+	if err := o.file.Sync(); err != nil {
+		return err
+	}
+	if o.temp == "" {
+		// The descriptor is named through /proc because AT_EMPTY_PATH needs a capability.
+		self := fmt.Sprintf("/proc/self/fd/%d", o.file.Fd())
+		target := o.path
+		if o.force {
+			target = tempName(o.path)
+			o.temp = target
+		}
+		if err := unix.Linkat(unix.AT_FDCWD, self, unix.AT_FDCWD, target, unix.AT_SYMLINK_FOLLOW); err != nil {
+			o.temp = ""
+			if errors.Is(err, unix.EEXIST) {
+				return existsError(o.path)
+			}
+			return &fs.PathError{Op: "link", Path: target, Err: err}
+		}
+	}
+	if o.temp != "" {
+		if err := o.rename(); err != nil {
+			return err
+		}
+		o.temp = ""
+	}
+	return syncDir(filepath.Dir(o.path))
+}
+
+func (o *output) rename() error {
+	if o.force {
+		return os.Rename(o.temp, o.path)
+	}
+	err := unix.Renameat2(unix.AT_FDCWD, o.temp, unix.AT_FDCWD, o.path, unix.RENAME_NOREPLACE)
+	if errors.Is(err, unix.EEXIST) {
+		return existsError(o.path)
+	}
+	return err
+}
+
+// abort drops the file. After commit it only closes it.
+func (o *output) abort() {
+	if o.path == "" {
+		return
+	}
+	o.file.Close()
+	if o.temp != "" {
+		os.Remove(o.temp)
+	}
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if err := d.Sync(); err != nil && !errors.Is(err, unix.EINVAL) {
+		return err
+	}
+	return nil
+}
+
+// writeResult writes a result that is in memory.
+func (a *app) writeResult(o outFlags, result []byte, binary bool, mode fs.FileMode) error {
+	out, err := a.create(o, binary, mode)
+	if err != nil {
+		return err
+	}
+	defer out.abort()
+	if _, err := out.Write(result); err != nil {
+		return err
+	}
+	return out.commit()
+}
+
+// textFlags let a binary result be written as text.
+type textFlags struct{ as string }
+
+func (t *textFlags) register(c *cobra.Command) {
+	c.Flags().StringVar(&t.as, "as", "raw", "form of the result: raw, hex or base64")
+	c.RegisterFlagCompletionFunc("as", cobra.FixedCompletions([]string{"raw", "hex", "base64"}, cobra.ShellCompDirectiveNoFileComp))
+}
+
+func (t *textFlags) encode(result []byte) (text []byte, binary bool, err error) {
+	switch t.as {
+	case "", "raw":
+		return result, true, nil
+	case "hex":
+		return append([]byte(hex.EncodeToString(result)), '\n'), false, nil
+	case "base64":
+		return append([]byte(base64.StdEncoding.EncodeToString(result)), '\n'), false, nil
+	}
+	return nil, false, usagef("--as is raw, hex or base64, not %q", t.as)
+}
+
+// open opens an input. The size is -1 where it is not known.
+func (a *app) open(path string) (r io.ReadCloser, size int64, err error) {
+	if path == "-" {
+		size = -1
+		if f, ok := a.stdin.(*os.File); ok {
+			if info, err := f.Stat(); err == nil && info.Mode().IsRegular() {
+				size = info.Size()
+			}
+		}
+		return io.NopCloser(a.stdin), size, nil
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, 0, err
+	}
+	info, err := f.Stat()
+	if err != nil {
+		f.Close()
+		return nil, 0, err
+	}
+	switch {
+	case info.IsDir():
+		f.Close()
+		return nil, 0, fmt.Errorf("%s is a directory", path)
+	case info.Mode().IsRegular():
+		return f, info.Size(), nil
+	}
+	return f, -1, nil
+}
+
+// readFile reads an input of at most limit bytes.
+func (a *app) readFile(path string, limit int) ([]byte, error) {
+	r, _, err := a.open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	data, err := io.ReadAll(io.LimitReader(r, int64(limit)+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(data) > limit {
+		return nil, fmt.Errorf("%s is larger than %s", path, size(int64(limit)))
+	}
+	return data, nil
+}
+
+// optionalFile is readFile for a flag that may be absent.
+func (a *app) optionalFile(path string, limit int) ([]byte, error) {
+	if path == "" {
+		return nil, nil
+	}
+	return a.readFile(path, limit)
+}

@@ -1,0 +1,245 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	_ "crypto/sha256" // for crypto.Hash.New
+	_ "crypto/sha512"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/kmsd-project/kmsd/client"
+	"github.com/kmsd-project/kmsd/ipc/proto"
+	"github.com/kmsd-project/kmsd/keystore/keyspec"
+)
+
+// signFlags are common to sign and verify.
+type signFlags struct{ key, scheme, encoding, in string }
+
+func (f *signFlags) register(a *app, c *cobra.Command) {
+	a.keyFlag(c, &f.key, "the key, NAME or NAME@N")
+	c.Flags().StringVar(&f.scheme, "scheme", "", "how, such as rsa-pss-sha256 or rsa-pkcs1-sha256 (default: the key's first scheme)")
+	c.Flags().StringVar(&f.encoding, "encoding", "", "ECDSA signatures as der (default) or p1363")
+	c.Flags().StringVar(&f.in, "in", "-", `data, "-" is standard input`)
+	c.RegisterFlagCompletionFunc("scheme", cobra.FixedCompletions(texts(keyspec.Schemes()), cobra.ShellCompDirectiveNoFileComp))
+	c.RegisterFlagCompletionFunc("encoding", cobra.FixedCompletions([]string{"der", "p1363"}, cobra.ShellCompDirectiveNoFileComp))
+}
+
+func (f *signFlags) check() error {
+	if f.scheme != "" {
+		if _, err := keyspec.ParseScheme(f.scheme); err != nil {
+			return withHint(asUsage(err), "--scheme is one of: %s", strings.Join(texts(keyspec.Schemes()), " "))
+		}
+	}
+	switch f.encoding {
+	case "", "der", "p1363":
+		return nil
+	}
+	return usagef("--encoding is der or p1363, not %q", f.encoding)
+}
+
+// signInput is what is signed: the data when they fit into one request, else their digest, made here.
+type signInput struct {
+	scheme string
+	data   []byte
+	digest []byte
+	stream io.ReadCloser // data too large for one request, of a scheme that takes the message
+}
+
+// signInput reads the input. Large data are hashed here, so that they need not cross the socket; a scheme that takes the
+// message itself (Ed25519) has a limit therefore.
+func (a *app) signInput(ctx context.Context, f *signFlags) (*signInput, error) {
+	if err := f.check(); err != nil {
+		return nil, err
+	}
+	r, total, err := a.open(f.in)
+	if err != nil {
+		return nil, err
+	}
+	handedOn := false
+	defer func() {
+		if !handedOn {
+			r.Close()
+		}
+	}()
+	head, err := io.ReadAll(io.LimitReader(r, proto.MaxData+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(head) <= proto.MaxData {
+		return &signInput{scheme: f.scheme, data: head}, nil
+	}
+	scheme := f.scheme
+	if scheme == "" {
+		if scheme, err = a.defaultScheme(ctx, f.key); err != nil {
+			return nil, err
+		}
+	}
+	hash := hashOf(scheme)
+	whole := &contextReader{ctx, io.MultiReader(bytes.NewReader(head), r)}
+	if hash == 0 {
+		handedOn = true
+		return &signInput{scheme: scheme, stream: readCloser{whole, r}}, nil
+	}
+	p := a.progressOf("hashing", total)
+	defer p.end()
+	h := hash.New()
+	if _, err := io.Copy(h, p.reader(whole)); err != nil {
+		return nil, err
+	}
+	return &signInput{scheme: scheme, digest: h.Sum(nil)}, nil
+}
+
+type readCloser struct {
+	io.Reader
+	io.Closer
+}
+
+// messageHint explains the limit of schemes that take the message.
+func messageHint(err error) error {
+	if errors.Is(err, client.ErrTooLarge) {
+		return withHint(err, "Ed25519 signs the message itself: sign a digest of the data (sha256sum), or use an ECDSA or RSA key")
+	}
+	return err
+}
+
+// defaultScheme is the scheme the daemon takes when none is named: the first that signs.
+func (a *app) defaultScheme(ctx context.Context, key string) (string, error) {
+	var k proto.KeyInfo
+	if err := a.call(ctx, proto.OpKeyGet, &proto.KeyRef{Key: key}, &k); err != nil {
+		return "", err
+	}
+	for _, s := range k.Schemes {
+		if s != string(keyspec.RSAOAEPSHA256) {
+			return s, nil
+		}
+	}
+	return "", withHint(fmt.Errorf("%s is a key of algorithm %s, which does not sign", key, k.Algorithm), "kmsctl capabilities")
+}
+
+// hashOf returns the hash in the name of a scheme, 0 for one that takes the message.
+func hashOf(scheme string) crypto.Hash {
+	switch scheme[strings.LastIndexByte(scheme, '-')+1:] {
+	case "sha256":
+		return crypto.SHA256
+	case "sha384":
+		return crypto.SHA384
+	case "sha512":
+		return crypto.SHA512
+	}
+	return 0
+}
+
+// contextReader ends with the error of a context, so that Ctrl-C ends the reading of a large file.
+type contextReader struct {
+	ctx context.Context
+	io.Reader
+}
+
+func (r *contextReader) Read(p []byte) (int, error) {
+	if err := r.ctx.Err(); err != nil {
+		return 0, errors.New("interrupted")
+	}
+	return r.Reader.Read(p)
+}
+
+func newSign(a *app) *cobra.Command {
+	var f signFlags
+	var out outFlags
+	var text textFlags
+	c := uses(&cobra.Command{
+		Use:     "sign --key NAME --in F --out F [flags]",
+		Short:   "Sign data",
+		Long:    "Sign data. Large data are hashed here and only the digest goes to the daemon; Ed25519 signs the message itself, which is limited in size.",
+		Example: "  kmsctl sign --key REGISTRATION/10001_110011 --in packet.zip --out packet.sig",
+		Args:    exactArgs(),
+		RunE: func(c *cobra.Command, args []string) error {
+			in, err := a.signInput(c.Context(), &f)
+			if err != nil {
+				return err
+			}
+			r, err := a.sign(c.Context(), &f, in)
+			if err != nil {
+				return err
+			}
+			if a.json && out.path == "-" {
+				return writeJSON(a.stdout, map[string]any{"signature": base64Of(r.Signature), "version": r.Version})
+			}
+			result, binary, err := text.encode(r.Signature)
+			if err != nil {
+				return err
+			}
+			return a.writeResult(out, result, binary, modePublic)
+		},
+	}, proto.OpSign, proto.OpStreamBegin, proto.OpStreamUpdate, proto.OpStreamFinish)
+	f.register(a, c)
+	out.register(c)
+	text.register(c)
+	return c
+}
+
+func (a *app) sign(ctx context.Context, f *signFlags, in *signInput) (*proto.SignReply, error) {
+	if in.stream != nil {
+		defer in.stream.Close()
+		k, err := a.key(ctx, f.key)
+		if err != nil {
+			return nil, err
+		}
+		signature, err := k.SignReader(ctx, in.stream, keyspec.Scheme(in.scheme))
+		return &proto.SignReply{Signature: signature, Version: k.Version()}, messageHint(err)
+	}
+	var r proto.SignReply
+	err := a.call(ctx, proto.OpSign, &proto.Sign{Key: f.key, Scheme: in.scheme, Encoding: f.encoding, Data: in.data, Digest: in.digest}, &r)
+	return &r, err
+}
+
+// maxSignature is the longest signature file in bytes.
+const maxSignature = 1024
+
+func newVerify(a *app) *cobra.Command {
+	var f signFlags
+	var sig string
+	c := uses(&cobra.Command{
+		Use:   "verify --key NAME --in F --sig F [flags]",
+		Short: "Check a signature",
+		Long:  "Check a signature against any version of the key that may still verify, or against the one version of NAME@N. A wrong signature is exit code 1.",
+		Args:  exactArgs(),
+		RunE: func(c *cobra.Command, args []string) error {
+			signature, err := a.readFile(sig, maxSignature)
+			if err != nil {
+				return err
+			}
+			in, err := a.signInput(c.Context(), &f)
+			if err != nil {
+				return err
+			}
+			if in.stream != nil {
+				defer in.stream.Close()
+				k, err := a.key(c.Context(), f.key)
+				if err != nil {
+					return err
+				}
+				compromised, err := k.VerifyReader(c.Context(), in.stream, signature, keyspec.Scheme(in.scheme))
+				if err != nil {
+					return messageHint(err)
+				}
+				return a.printVerified(&proto.VerifyReply{Version: k.Version(), Compromised: compromised})
+			}
+			var r proto.VerifyReply
+			params := proto.Verify{Key: f.key, Scheme: in.scheme, Encoding: f.encoding, Data: in.data, Digest: in.digest, Signature: signature}
+			if err := a.call(c.Context(), proto.OpVerify, &params, &r); err != nil {
+				return err
+			}
+			return a.printVerified(&r)
+		},
+	}, proto.OpVerify)
+	f.register(a, c)
+	c.Flags().StringVar(&sig, "sig", "", "file with the signature, as sign wrote it")
+	c.MarkFlagRequired("sig")
+	return c
+}

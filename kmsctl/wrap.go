@@ -1,0 +1,68 @@
+package main
+
+import (
+	"github.com/spf13/cobra"
+
+	"github.com/kmsd-project/kmsd/ipc/proto"
+)
+
+func newWrap(a *app) *cobra.Command {
+	var key, target string
+	var out outFlags
+	var text textFlags
+	c := uses(&cobra.Command{
+		Use:   "wrap --key NAME --target KEY [flags]",
+		Short: "Wrap an exportable key under another key",
+		Long:  "Wrap the exportable key --target under the AES key --key with AES-KWP (RFC 5649).",
+		Args:  exactArgs(),
+		RunE: func(c *cobra.Command, args []string) error {
+			var r proto.WrapReply
+			if err := a.call(c.Context(), proto.OpWrap, &proto.Wrap{Key: key, Target: target}, &r); err != nil {
+				return err
+			}
+			if a.json && out.path == "-" {
+				return writeJSON(a.stdout, map[string]any{"wrapped": base64Of(r.Wrapped), "version": r.Version})
+			}
+			result, binary, err := text.encode(r.Wrapped)
+			if err != nil {
+				return err
+			}
+			return a.writeResult(out, result, binary, modePublic)
+		},
+	}, proto.OpWrap)
+	a.keyFlag(c, &key, "the wrapping key")
+	c.Flags().StringVar(&target, "target", "", "the key to wrap")
+	c.MarkFlagRequired("target")
+	out.register(c)
+	text.register(c)
+	return c
+}
+
+func newUnwrap(a *app) *cobra.Command {
+	var key, in string
+	var f newKeyFlags
+	c := uses(&cobra.Command{
+		Use:   "unwrap --key NAME --in F --alg ALG NEW [flags]",
+		Short: "Unwrap a key into the store as NEW",
+		Args:  exactArgs("NEW"),
+		RunE: func(c *cobra.Command, args []string) error {
+			wrapped, err := a.readFile(in, proto.MaxData)
+			if err != nil {
+				return err
+			}
+			params, err := f.params(args[0])
+			if err != nil {
+				return err
+			}
+			var k proto.KeyInfo
+			if err := a.call(c.Context(), proto.OpUnwrap, &proto.Unwrap{Key: key, Wrapped: wrapped, New: params}, &k); err != nil {
+				return err
+			}
+			return a.printKey(&k)
+		},
+	}, proto.OpUnwrap)
+	a.keyFlag(c, &key, "the wrapping key")
+	c.Flags().StringVar(&in, "in", "-", `the wrapped key, "-" is standard input`)
+	f.register(c)
+	return c
+}
