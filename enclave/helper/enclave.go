@@ -65,7 +65,6 @@ func (e *Enclave) Wrap(ctx context.Context, secret, aad []byte) (enclave.Blob, e
 			return fmt.Errorf("blob of %d bytes", len(r.Blob))
 		}
 		blob = append(blob, r.Blob...)
-		e.setInfo(r.Info)
 		return nil
 	})
 	return blob, err
@@ -154,6 +153,9 @@ func (e *Enclave) Close() error {
 }
 
 func (e *Enclave) setInfo(h proto.HelperInfo) {
+	if h.Kind == "" {
+		return
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.info = decodeInfo(h)
@@ -173,7 +175,10 @@ func (e *Enclave) call(ctx context.Context, op string, params proto.Message, use
 	if err != nil {
 		return err
 	}
-	return s.call(ctx, op, params, use)
+	return s.call(ctx, op, params, func(r *proto.HelperReply) error {
+		e.setInfo(r.Info)
+		return use(r)
+	})
 }
 
 // connected returns a session that works, as far as one can know, and makes one if there is none.

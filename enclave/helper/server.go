@@ -252,9 +252,7 @@ func (c *served) answer(ctx context.Context, r proto.Request) error {
 		if err := proto.Decode(r.Params, &m); err != nil {
 			return err
 		}
-		if reply.Blob, err = c.driver.Wrap(ctx, m.Secret, m.AAD); err == nil {
-			reply.Info = encodeInfo(c.driver)
-		}
+		reply.Blob, err = c.driver.Wrap(ctx, m.Secret, m.AAD)
 	case proto.OpHelperUnwrap:
 		var m proto.HelperUnwrap
 		if err := proto.Decode(r.Params, &m); err != nil {
@@ -280,6 +278,7 @@ func (c *served) answer(ctx context.Context, r proto.Request) error {
 	default:
 		err = &enclave.Error{Kind: enclave.ErrUnsupported, Detail: fmt.Sprintf("operation %q", cut(r.Op))}
 	}
+	reply.Info = encodeInfo(c.driver)
 	if err != nil {
 		reply = proto.HelperReply{Failure: encodeFailure(err)}
 	}

@@ -49,7 +49,7 @@ type HelperBlob struct{ Blob []byte }
 // HelperReply is the answer to every operation: a failure, or what the operation returns.
 type HelperReply struct {
 	Failure HelperFailure
-	Info    HelperInfo // with open and wrap
+	Info    HelperInfo // with every success
 	Blob    []byte
 	Secret  []byte
 	Health  HelperHealth
