@@ -1,0 +1,261 @@
+package engine
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/kmsd-project/kmsd/keystore"
+	"github.com/kmsd-project/kmsd/keystore/keyspec"
+	"github.com/kmsd-project/kmsd/keystore/secmem"
+	"github.com/kmsd-project/kmsd/kmsd/mechanism"
+)
+
+// NewKey describes a key to be made.
+type NewKey struct {
+	Name       keyspec.Name
+	Algorithm  keyspec.Algorithm
+	Usages     []keyspec.Usage    // empty: the algorithm's default
+	Protection keyspec.Protection // empty: software
+	NotBefore  time.Time          // zero: now
+	Expires    time.Time          // zero: the default cryptoperiod
+	NoExpiry   bool               // asked for; Expires is zero then
+	Exportable bool
+	Labels     map[string]string
+	Profile    string // empty or mosip-module
+	Keep       uint32 // versions kept when rotating; 0: all
+	UsableVia  []string
+	Durable    bool // each use is in the audit on disk before it is answered
+}
+
+// Limits of a key's description.
+const (
+	MaxLabels      = 64
+	MaxLabelName   = 64  // bytes
+	MaxLabelValue  = 256 // bytes
+	MaxUsableVia   = 16
+	MaxBridgeName  = 64   // bytes
+	MaxRequestKey  = 64   // bytes
+	MaxVersions    = 1000 // of one key, destroyed ones included
+	maxCryptotime  = 100 * 365 * 24 * time.Hour
+	cryptoperiod   = 2 * 365 * 24 * time.Hour
+	certifyPeriod  = 5 * 365 * 24 * time.Hour
+	derivingPeriod = 365 * 24 * time.Hour
+)
+
+// period is the default cryptoperiod of a key (NIST SP 800-57 part 1 revision 5, section 5.3.6): within the one to two
+// years given there for most originator's uses, one year for keys that others are derived from, and longer for keys whose
+// signature has to outlive the certificates below it. What a key has protected can be verified and decrypted after it.
+func period(usages []keyspec.Usage) time.Duration {
+	switch {
+	case slices.Contains(usages, keyspec.Certify):
+		return certifyPeriod
+	case slices.Contains(usages, keyspec.Derive):
+		return derivingPeriod
+	}
+	return cryptoperiod
+}
+
+// Create makes a key. With a request key, a repetition by the same user within 24 hours returns the key made the first
+// time.
+func (e *Engine) Create(ctx context.Context, c *Caller, n *NewKey, requestKey []byte) (*keystore.Key, error) {
+	return e.create(ctx, c, &act{op: "key_create", ref: keyspec.Ref{Name: n.Name}}, n, keyspec.Generated, requestKey,
+		func(_ *use, row *mechanism.Row) ([]byte, error) { return row.Generate() })
+}
+
+// create is the common part of everything that makes a key. secret returns its material, on a stack that is erased; the
+// material is wiped.
+func (e *Engine) create(ctx context.Context, c *Caller, a *act, n *NewKey, origin keyspec.Origin, requestKey []byte,
+	secret func(*use, *mechanism.Row) ([]byte, error),
+) (created *keystore.Key, err error) {
+	if a.ref.Name != n.Name {
+		a.also = append(a.also, n.Name)
+	}
+	err = e.do(ctx, c, a, func(u *use) error {
+		key, row, err := u.describe(n, origin)
+		if err != nil {
+			return err
+		}
+		if len(requestKey) > MaxRequestKey {
+			return fmt.Errorf("%w: request key over %d bytes", ErrInput, MaxRequestKey)
+		}
+		defer e.writers.lock(n.Name)()
+		// Making the material may take a second: know early whether the name is free.
+		if _, err := u.store.Get(n.Name); len(requestKey) == 0 && err == nil {
+			return keystore.ErrExists
+		}
+		created, err = u.make(key, row, requestKey, secret)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return created, nil
+}
+
+// describe checks n and turns it into the metadata of a key with one version.
+func (u *use) describe(n *NewKey, origin keyspec.Origin) (*keystore.Key, *mechanism.Row, error) {
+	if _, err := keyspec.ParseName(string(n.Name)); err != nil {
+		return nil, nil, fmt.Errorf("%w: %w", ErrInput, err)
+	}
+	row, err := mechanism.Lookup(n.Algorithm)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%w: %w", ErrInput, err)
+	}
+	if n.Protection != "" && n.Protection != keyspec.Software {
+		return nil, nil, fmt.Errorf("%w: protection %q", ErrUnsupported, n.Protection)
+	}
+	usages := slices.Clone(n.Usages)
+	if len(usages) == 0 {
+		if usages, err = mechanism.DefaultUsages(n.Algorithm, n.Profile); err != nil {
+			return nil, nil, fmt.Errorf("%w: %w", ErrInput, err)
+		}
+	}
+	if err := mechanism.ValidateUsages(n.Algorithm, usages, n.Profile); err != nil {
+		return nil, nil, fmt.Errorf("%w: %w", ErrInput, err)
+	}
+	if err := checkLabels(n.Labels); err != nil {
+		return nil, nil, err
+	}
+	if len(n.UsableVia) > MaxUsableVia {
+		return nil, nil, fmt.Errorf("%w: over %d bridges", ErrInput, MaxUsableVia)
+	}
+	for _, via := range n.UsableVia {
+		if via == "" || len(via) > MaxBridgeName {
+			return nil, nil, fmt.Errorf("%w: name of a bridge", ErrInput)
+		}
+	}
+	v, err := u.validity(usages, n.NotBefore, n.Expires, n.NoExpiry)
+	if err != nil {
+		return nil, nil, err
+	}
+	v.Number = 1
+	return &keystore.Key{
+		Name: n.Name, Algorithm: n.Algorithm, Usages: usages, Origin: origin, Protection: keyspec.Software,
+		Profile: n.Profile, Exportable: n.Exportable, Durable: n.Durable, Owner: u.caller.UID,
+		Labels: maps.Clone(n.Labels), UsableVia: slices.Clone(n.UsableVia), Created: v.Created,
+		Current: 1, MinVersion: 1, Keep: n.Keep, Versions: []keystore.Version{v},
+	}, row, nil
+}
+
+// validity returns a new version that is valid as asked for.
+func (u *use) validity(usages []keyspec.Usage, notBefore, expires time.Time, noExpiry bool) (keystore.Version, error) {
+	now := u.now.Truncate(time.Second)
+	v := keystore.Version{State: keyspec.Active, Created: now, NotBefore: now, Expires: expires}
+	if !notBefore.IsZero() {
+		v.NotBefore = notBefore
+	}
+	switch {
+	case noExpiry:
+		if !expires.IsZero() {
+			return v, fmt.Errorf("%w: both an expiry and none", ErrInput)
+		}
+	case expires.IsZero():
+		v.Expires = v.NotBefore.Add(period(usages))
+	}
+	if v.NotBefore.After(now) {
+		v.State = keyspec.PreActive
+	}
+	if !v.Expires.IsZero() && (!v.Expires.After(v.NotBefore) || !v.Expires.After(now)) {
+		return v, fmt.Errorf("%w: the key would expire before it can be used", ErrInput)
+	}
+	if v.NotBefore.Sub(now) > maxCryptotime || !v.Expires.IsZero() && v.Expires.Sub(now) > maxCryptotime {
+		return v, fmt.Errorf("%w: validity over 100 years from now", ErrInput)
+	}
+	return v, nil
+}
+
+// make commits a new key with its material.
+func (u *use) make(key *keystore.Key, row *mechanism.Row, requestKey []byte, secret func(*use, *mechanism.Row) ([]byte, error)) (*keystore.Key, error) {
+	ch := keystore.Change{Key: key}
+	commit := keystore.Commit{}
+	if len(requestKey) > 0 {
+		commit.RequestKey = u.requestKey(requestKey)
+	}
+	v := &key.Versions[0]
+	err := u.withNew(row, secret, func(b []byte, spki []byte) error {
+		ch.Material = map[keyspec.Version][]byte{v.Number: b}
+		u.setPublic(&ch, v, spki)
+		commit.Changes = []keystore.Change{ch}
+		return u.commit(commit)
+	})
+	var duplicate *keystore.DuplicateError
+	if errors.As(err, &duplicate) {
+		if duplicate.Ref.Name != key.Name {
+			return nil, ErrRequestKey
+		}
+		u.detail = "repeated request"
+		return u.store.Get(key.Name)
+	}
+	if err != nil {
+		return nil, err
+	}
+	key.Revision++
+	return key, nil
+}
+
+// withNew calls f with material that secret returns and the public half, if there is one, and wipes the material. secret
+// runs on a stack that is erased.
+func (u *use) withNew(row *mechanism.Row, secret func(*use, *mechanism.Row) ([]byte, error), f func(b, spki []byte) error) error {
+	if err := u.tests.passed(row); err != nil {
+		return err
+	}
+	u.touch()
+	var b, spki []byte
+	var err error
+	var panicked any
+	secmem.Do(func() {
+		defer func() { panicked = recover() }()
+		if b, err = secret(u, row); err != nil {
+			return
+		}
+		var loaded *mechanism.Key
+		if loaded, err = row.Load(b); err == nil && loaded.Public() != nil {
+			spki, err = loaded.SPKI()
+		}
+	})
+	defer clear(b)
+	if panicked != nil {
+		panic(panicked)
+	}
+	if err != nil {
+		return err
+	}
+	return f(b, spki)
+}
+
+// setPublic puts the public half of a new version into a change.
+func (u *use) setPublic(ch *keystore.Change, v *keystore.Version, spki []byte) {
+	if spki == nil {
+		return
+	}
+	v.SPKISHA256 = sha256.Sum256(spki)
+	ch.Public = map[keyspec.Version]keystore.Public{v.Number: {SPKI: spki}}
+}
+
+// requestKey makes a client's request key one of its own: nobody else's can be equal.
+func (u *use) requestKey(key []byte) []byte {
+	h := sha256.New()
+	h.Write([]byte("kmsd request key v1"))
+	h.Write(binary.BigEndian.AppendUint32(nil, u.caller.UID))
+	h.Write([]byte(u.act.op + "\x00"))
+	h.Write(key)
+	return h.Sum(nil)
+}
+
+func checkLabels(labels map[string]string) error {
+	if len(labels) > MaxLabels {
+		return fmt.Errorf("%w: over %d labels", ErrInput, MaxLabels)
+	}
+	for k, v := range labels {
+		if k == "" || len(k) > MaxLabelName || len(v) > MaxLabelValue {
+			return fmt.Errorf("%w: a label has a name of 1 to %d bytes and a value of at most %d", ErrInput, MaxLabelName, MaxLabelValue)
+		}
+	}
+	return nil
+}

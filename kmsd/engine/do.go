@@ -1,0 +1,292 @@
+package engine
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/kmsd-project/kmsd/client/ciphertext"
+	"github.com/kmsd-project/kmsd/keystore"
+	"github.com/kmsd-project/kmsd/keystore/keyspec"
+	"github.com/kmsd-project/kmsd/kmsd/audit"
+	"github.com/kmsd-project/kmsd/kmsd/mechanism"
+	"github.com/kmsd-project/kmsd/policy"
+)
+
+// act is what a caller asks for.
+type act struct {
+	op    string
+	ref   keyspec.Ref        // the key, or the zero Ref
+	usage keyspec.Usage      // what the key is put to; empty for an act on the key itself, or on none
+	or    keyspec.Usage      // a usage that will do as well, or empty
+	also  []keyspec.Name     // further keys that policy has to allow
+	list  string             // for key_list: the namespace
+	head  *ciphertext.Header // what is to be decrypted: with an AEAD key it names the version, when ref does not
+	admin bool               // administration of the daemon or the store
+	sync  bool               // on disk in the audit before the reply
+	info  string             // for the audit
+}
+
+// use is an act under way.
+type use struct {
+	*Engine
+	ctx      context.Context
+	caller   *Caller
+	act      *act
+	store    *keystore.Store
+	decision policy.Decision
+	now      time.Time
+
+	// Set for acts with a usage.
+	key     *keystore.Key // shared: must not be changed
+	version *keystore.Version
+
+	recorded bool   // the audit entry of success was committed with the change
+	detail   string // for the audit
+}
+
+// do is the one path of every operation: authorise, load, operate, audit.
+//
+// The policy decides on the names before the store is touched: without a grant the answer is ErrNotAvailable, as it is
+// for a key that does not exist.
+func (e *Engine) do(ctx context.Context, c *Caller, a *act, operate func(u *use) error) error {
+	u := use{Engine: e, ctx: ctx, caller: c, act: a, now: e.now()}
+	err := u.run(operate)
+	return u.record(err)
+}
+
+func (u *use) run(operate func(u *use) error) error {
+	return u.protect(func() (err error) {
+		if err = u.authorise(); err != nil {
+			return err
+		}
+		if err = u.ctx.Err(); err != nil {
+			return err
+		}
+		if u.store, err = u.opened(); err != nil {
+			if !u.act.admin {
+				return err
+			}
+			u.store = nil // acts on the daemon look themselves
+		}
+		if u.act.usage != "" {
+			if err = u.load(); err != nil {
+				return err
+			}
+		}
+		return operate(u)
+	})
+}
+
+// protect calls f and turns a panic into ErrInternal.
+func (u *use) protect(f func() error) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			u.panics.Add(1)
+			u.log.Error("operation panicked", "op", u.act.op, "panic", panicText(r), "stack", stack())
+			u.detail = "panic: " + panicText(r)
+			err = ErrInternal
+		}
+	}()
+	return f()
+}
+
+// stack returns the functions on the stack of a panic, without their arguments, which a traceback would show.
+func stack() string {
+	var pcs [32]uintptr
+	frames := runtime.CallersFrames(pcs[:runtime.Callers(4, pcs[:])])
+	var b strings.Builder
+	for {
+		f, more := frames.Next()
+		fmt.Fprintf(&b, "%s:%d ", f.Function, f.Line)
+		if !more {
+			return b.String()
+		}
+	}
+}
+
+// panicText describes a panic without the value, which could hold anything, unless it is an error of the runtime.
+func panicText(r any) string {
+	if err, ok := r.(interface{ RuntimeError() }); ok {
+		return fmt.Sprint(err)
+	}
+	return fmt.Sprintf("%T", r)
+}
+
+// authorise asks the policy about every name of the act.
+func (u *use) authorise() error {
+	a := u.act
+	r := policy.Request{
+		Caller: u.caller.facts(), Operation: a.op, Name: a.ref.Name, Usage: a.usage, Administration: a.admin,
+	}
+	if a.list != "" {
+		r.Name = keyspec.Name(a.list)
+	}
+	p := u.policy.Load()
+	u.decision = policy.Decide(p, &r)
+	for i := 0; u.decision.Allowed && i < len(a.also); i++ {
+		r.Name = a.also[i]
+		u.decision = policy.Decide(p, &r)
+	}
+	if u.decision.Allowed {
+		return nil
+	}
+	u.detail = u.decision.Rule
+	if r.Name == "" {
+		return ErrDenied
+	}
+	return ErrNotAvailable
+}
+
+// load finds the key and asks its own rules.
+func (u *use) load() error {
+	key, err := u.metadata(u.store, u.act.ref.Name, u.now)
+	if err != nil {
+		return err
+	}
+	u.key = key
+	if h := u.act.head; h != nil && isAEAD(key.Algorithm) {
+		err = u.follow(h)
+	} else {
+		u.version, err = version(key, u.act.ref.Version, u.now)
+	}
+	if err != nil {
+		return err
+	}
+	err = permit(key, u.version, u.act.usage, u.now)
+	if u.act.or != "" && errors.Is(err, ErrUsage) {
+		err = permit(key, u.version, u.act.or, u.now)
+	}
+	if errors.Is(err, errCompromised) {
+		return u.compromised()
+	}
+	return err
+}
+
+// compromised asks the policy for the explicit grant that decryption with a compromised key needs.
+func (u *use) compromised() error {
+	r := policy.Request{
+		Caller: u.caller.facts(), Operation: u.act.op, Name: u.act.ref.Name, Usage: u.act.usage, Compromised: true,
+	}
+	if d := policy.Decide(u.policy.Load(), &r); !d.Allowed {
+		u.detail = d.Rule
+		return fmt.Errorf("%w: compromised", ErrState)
+	}
+	u.detail = "with a compromised key"
+	return nil
+}
+
+// record puts the outcome into the audit and returns what the caller is told. What cannot be recorded did not happen, as
+// far as the caller is concerned.
+func (u *use) record(err error) error {
+	told := u.tell(err)
+	if u.recorded {
+		signal(u.wakeCopier)
+		if err == nil {
+			return nil
+		}
+	}
+	entry := u.entry(told)
+	if err != nil {
+		var traced *Traced
+		if errors.As(told, &traced) {
+			entry.DetailID = traced.ID
+		}
+		if u.detail == "" {
+			entry.Detail = err.Error()
+		}
+	}
+	var failed error
+	if u.act.sync || u.key != nil && u.key.Durable {
+		failed = u.audit.AppendDurable(u.ctx, &entry)
+	} else {
+		failed = u.audit.Append(&entry)
+	}
+	if failed != nil && err == nil {
+		return fmt.Errorf("%w: %w", ErrAudit, failed)
+	}
+	return told
+}
+
+func (u *use) entry(told error) audit.Entry {
+	entry := audit.Entry{
+		Time: u.now, Op: u.act.op, Key: string(u.act.ref.Name), Version: u.act.ref.Version, UID: u.caller.UID, PID: u.caller.PID,
+		Principal: u.decision.Principal, Via: u.caller.Via, Allowed: u.decision.Allowed, Code: "ok",
+		Detail: u.detail, PolicyEpoch: u.PolicyEpoch(),
+	}
+	if u.version != nil {
+		entry.Version = u.version.Number
+	}
+	if entry.Key == "" {
+		entry.Key = u.act.list
+	}
+	if entry.Detail == "" {
+		entry.Detail = u.act.info
+	}
+	if told != nil {
+		entry.Code = u.code(told)
+	}
+	return entry
+}
+
+// tell returns what the caller is told of err: a missing key is one that is not available, a failed decryption has no
+// cause, and of defects and damage there is only a number under which the audit has the rest.
+func (u *use) tell(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, keystore.ErrNotFound):
+		return ErrNotAvailable
+	case errors.Is(err, mechanism.ErrDecryption), errors.Is(err, ErrDecryption):
+		return ErrDecryption
+	case errors.Is(err, ErrInternal):
+		return &Traced{ID: newID(), Err: ErrInternal}
+	case errors.Is(err, keystore.ErrDamaged):
+		return &Traced{ID: newID(), Err: keystore.ErrDamaged}
+	case errors.Is(err, mechanism.ErrSelfTest):
+		return &Traced{ID: newID(), Err: mechanism.ErrSelfTest}
+	}
+	return err
+}
+
+func newID() string {
+	var b [8]byte
+	rand.Read(b[:])
+	return hex.EncodeToString(b[:])
+}
+
+// commit carries changes into the store, with the audit entry of the act in the same transaction.
+func (u *use) commit(c keystore.Commit) error {
+	entry := u.entry(nil)
+	sealed, err := u.audit.Seal(&entry)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrAudit, err)
+	}
+	c.Audit = sealed
+	err = u.store.Apply(u.ctx, c)
+	u.changed(c.Changes)
+	if err == nil {
+		u.recorded = true
+	}
+	return err
+}
+
+// Administrate carries out an act of administration that changes no key: authorised and recorded like every other. info
+// is recorded with it.
+func (e *Engine) Administrate(ctx context.Context, c *Caller, op, info string, f func() error) error {
+	return e.do(ctx, c, &act{op: op, admin: true, sync: true, info: info}, func(*use) error { return f() })
+}
+
+// Refused records a request that was refused before it reached an operation, such as one made while the keystore is
+// locked.
+func (e *Engine) Refused(c *Caller, op string, err error) {
+	u := use{Engine: e, ctx: context.Background(), caller: c, act: &act{op: op}, now: e.now()}
+	entry := u.entry(err)
+	entry.Detail = err.Error()
+	e.audit.Append(&entry)
+}
