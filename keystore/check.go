@@ -15,6 +15,7 @@ import (
 	"time"
 
 	bolt "go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 	"golang.org/x/sys/unix"
 )
 
@@ -31,13 +32,13 @@ func CheckFile(path string) error {
 }
 
 func checkDatabase(path string, full bool) error {
-	if err := checkPages(path, full); err != nil {
+	if err := checkLockedPages(path, full); err != nil {
 		return err
 	}
 	return guard(func() error {
 		db, err := bolt.Open(path, 0o600, &bolt.Options{ReadOnly: true, Timeout: lockTimeout, NoStatistics: true})
 		if err != nil {
-			if errors.Is(err, bolt.ErrTimeout) {
+			if errors.Is(err, bolterrors.ErrTimeout) {
 				return ErrInUse
 			}
 			return fmt.Errorf("%w: %w", ErrDamaged, err)
@@ -214,13 +215,13 @@ func damagedPage(id uint64, text string) error {
 	return fmt.Errorf("%w: page %d %s", ErrDamaged, id, text)
 }
 
-func checkPages(path string, full bool) error {
+// checkLockedPages checks the pages of a file that other processes might use.
+func checkLockedPages(path string, full bool) error {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrStorage, err)
 	}
 	defer f.Close()
-	// Other processes keep their hands off while this one reads.
 	deadline := time.Now().Add(lockTimeout)
 	for unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB) != nil {
 		if time.Now().After(deadline) {
@@ -228,6 +229,11 @@ func checkPages(path string, full bool) error {
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
+	return checkPages(f, full)
+}
+
+// checkPages checks the pages of a file that nobody changes meanwhile.
+func checkPages(f *os.File, full bool) error {
 	info, err := f.Stat()
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrStorage, err)

@@ -16,6 +16,7 @@ const (
 	databaseFile = "store.db"
 	dirtyFile    = "dirty"    // there while a database with changes is open; found at start it means an unclean stop
 	newSuffix    = ".new"     // of a file that is being made
+	restoredFile = "restored" // the database from a backup, until it is known to be whole
 	snapshotFile = "snapshot" // a copy of the database, unlinked as soon as it is open
 )
 

@@ -282,7 +282,7 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 		return nil, err
 	}
 	// Only now is it certain that no other process works here.
-	for _, name := range []string{headerFile + newSuffix, databaseFile + newSuffix, snapshotFile} {
+	for _, name := range []string{headerFile + newSuffix, databaseFile + newSuffix, snapshotFile, restoredFile} {
 		os.Remove(filepath.Join(c.Dir, name))
 	}
 	s := &Store{

@@ -1,0 +1,112 @@
+package keystore
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+
+	"filippo.io/age"
+
+	"github.com/kmsd-project/kmsd/keystore/keyspec"
+)
+
+func testIdentity(t testing.TB) *age.X25519Identity {
+	t.Helper()
+	id, err := age.GenerateX25519Identity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
+func testBackup(t testing.TB, s *Store, id *age.X25519Identity) ([]byte, Manifest) {
+	t.Helper()
+	var out bytes.Buffer
+	m, err := s.Backup(context.Background(), &out, BackupOptions{
+		Recipients: []age.Recipient{id.Recipient()}, AuditHead: []byte("head"), PolicyDigest: []byte("digest"),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out.Bytes(), m
+}
+
+func TestBackupRestoresEveryKey(t *testing.T) {
+	ctx := context.Background()
+	s := newStore(t)
+	var names []string
+	var changes []Change
+	for i := range 100 {
+		name := fmt.Sprintf("ns%d/key%d", i%4, i)
+		names = append(names, name)
+		changes = append(changes, testKey(name, keyspec.Ed25519, 32))
+	}
+	for i := range 2 {
+		c := testKey(fmt.Sprintf("ns%d", i), keyspec.RSA2048, 256)
+		if i == 1 {
+			c.Key.Escrow = "none"
+		}
+		mustApply(t, s, c)
+	}
+	mustApply(t, s, changes...)
+	id := testIdentity(t)
+	blob, want := testBackup(t, s, id)
+
+	m, err := VerifyBackup(ctx, bytes.NewReader(blob), []age.Identity{id}, t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if fmt.Sprintf("%+v", m) != fmt.Sprintf("%+v", want) {
+		t.Fatalf("manifest %+v, want %+v", m, want)
+	}
+	if m.Keys != 102 || string(m.AuditHead) != "head" || string(m.PolicyDigest) != "digest" || len(m.NotEscrowed) != 1 || m.NotEscrowed[0] != "ns1" {
+		t.Fatalf("manifest %+v", m)
+	}
+	restored, _, err := Restore(ctx, bytes.NewReader(blob), []age.Identity{id}, testConfig(t, testDir(t)), []NewSlot{testSlot(1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer restored.Close()
+	restored = reopen(t, restored)
+	for _, name := range names {
+		checkKey(t, restored, name, 32)
+	}
+	a, b := s.Info(), restored.Info()
+	if a.StoreID != b.StoreID || a.InstanceID == b.InstanceID {
+		t.Fatal("a restored store has the same store id and another instance id")
+	}
+	var x, y [32]byte
+	if err := errors.Join(s.DeriveSecret("audit v1", x[:]), restored.DeriveSecret("audit v1", y[:])); err != nil || x != y {
+		t.Fatalf("derived secrets differ: %v", err)
+	}
+	mustApply(t, restored, testKey("ns0/new", keyspec.Ed25519, 32))
+	if _, _, err := Restore(ctx, bytes.NewReader(blob), []age.Identity{id}, testConfig(t, restored.config.Dir), []NewSlot{testSlot(1)}); !errors.Is(err, ErrStoreExists) {
+		t.Fatalf("restoring over a store: %v", err)
+	}
+}
+
+func TestBackupThatIsNotWholeIsRefused(t *testing.T) {
+	ctx := context.Background()
+	s := newStore(t)
+	mustApply(t, s, testKey("app/k", keyspec.Ed25519, 32))
+	id := testIdentity(t)
+	blob, _ := testBackup(t, s, id)
+	refuse := func(what string, b []byte, id age.Identity) {
+		t.Helper()
+		if _, err := VerifyBackup(ctx, bytes.NewReader(b), []age.Identity{id}, t.TempDir()); !errors.Is(err, ErrBackup) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	refuse("wrong recipient", blob, testIdentity(t))
+	for _, n := range []int{0, 10, 200, len(blob) / 2, len(blob) - 16, len(blob) - 1} {
+		refuse(fmt.Sprint("truncated to ", n), blob[:n], id)
+	}
+	for i := 0; i < len(blob); i += len(blob)/50 + 1 {
+		b := bytes.Clone(blob)
+		b[i] ^= 4
+		refuse(fmt.Sprint("bit flipped at ", i), b, id)
+	}
+	refuse("something appended", append(bytes.Clone(blob), 0), id)
+}
