@@ -71,7 +71,7 @@ func (d *demo) start(ctx context.Context) error {
 		lines := bufio.NewScanner(stderr)
 		for lines.Scan() {
 			d.log.add(lines.Text())
-			if strings.Contains(lines.Text(), "ready") {
+			if lines.Text() == "ready" {
 				once.Do(func() { close(ready) })
 			}
 		}
