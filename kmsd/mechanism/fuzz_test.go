@@ -10,14 +10,18 @@ import (
 
 // FuzzImport: what a row imports it can load and export, and imports again to the same.
 func FuzzImport(f *testing.F) {
-	for i, row := range Table() {
+	var rows []*Row
+	for _, row := range Table() {
+		if row.Algorithm == keyspec.RSA3072 || row.Algorithm == keyspec.RSA4096 {
+			continue // the code of RSA-2048, at a fraction of its speed
+		}
 		encoded, err := row.Export(unhex(f, row.known.material))
 		if err != nil {
 			f.Fatal(err)
 		}
-		f.Add(uint8(i), encoded)
+		f.Add(uint8(len(rows)), encoded)
+		rows = append(rows, row)
 	}
-	rows := Table()
 	f.Fuzz(func(t *testing.T, i uint8, encoded []byte) {
 		row := rows[int(i)%len(rows)]
 		material, err := row.Import(encoded)

@@ -137,8 +137,8 @@ func lookupType(name string) (known *attributeType, oid asn1.ObjectIdentifier, e
 		}
 	}
 	for arc := range strings.SplitSeq(name, ".") {
-		n, err := strconv.ParseInt(arc, 10, 31)
-		if err != nil || strconv.FormatInt(n, 10) != arc {
+		n, err := strconv.ParseUint(arc, 10, 31)
+		if err != nil || strconv.FormatUint(n, 10) != arc {
 			return nil, nil, fmt.Errorf("%w: unknown attribute type %q", ErrName, name)
 		}
 		oid = append(oid, int(n))
