@@ -150,13 +150,20 @@ func ParseRequest(frame []byte) (Request, error) {
 	r.Op = f.readString(maxKey)
 	r.Params = f.rawMap()
 	if n == 5 {
-		f.decodeMap(&r.Options)
+		r.Options = f.options()
 	}
 	f.end()
 	if f.err == nil && len(frame) > FrameLimit(r.Op, false) {
 		f.err = fmt.Errorf("%w: frame of %d bytes, at most %d for this operation", ErrTooLarge, len(frame), FrameLimit(r.Op, false))
 	}
 	return r, f.err
+}
+
+// options is apart from ParseRequest so that only a request that has options pays for them.
+func (f *fields) options() Options {
+	var o Options
+	f.decodeMap(&o)
+	return o
 }
 
 // ParseResponse parses a frame without its length word. Errors wrap ErrMalformed or ErrTooLarge.
