@@ -39,7 +39,6 @@ func (p *Peer) Alive() bool {
 func (p *Peer) close() {
 	if p.PIDFD >= 0 {
 		unix.Close(p.PIDFD)
-		p.PIDFD = -1
 	}
 }
 
