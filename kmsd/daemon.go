@@ -38,6 +38,7 @@ type daemon struct {
 	log     *slog.Logger
 	arena   *secmem.Arena
 	spawner *helper.Spawner
+	slots   *slotKeeper
 	audit   *audit.Log
 	engine  *engine.Engine
 	store   atomic.Pointer[keystore.Store]

@@ -18,6 +18,7 @@ type openStream struct {
 	mu    sync.Mutex
 	value stream // nil once it is closed
 	timer *time.Timer
+	waits bool // its chunks wait for the disk, so they must not be worked on in the reader
 }
 
 // release lets the next chunk have the stream.
@@ -52,7 +53,8 @@ func (s *session) addStream(v stream) (uint64, error) {
 	}
 	s.nextStream++
 	id := s.nextStream
-	s.streams[id] = &openStream{value: v, timer: time.AfterFunc(streamIdle, func() { s.dropStream(id) })}
+	_, waits := v.(*backupStream)
+	s.streams[id] = &openStream{value: v, waits: waits, timer: time.AfterFunc(streamIdle, func() { s.dropStream(id) })}
 	return id, nil
 }
 

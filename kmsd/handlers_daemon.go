@@ -1,0 +1,269 @@
+package main
+
+import (
+	"encoding/hex"
+	"slices"
+	"time"
+
+	"github.com/kmsd-project/kmsd/enclave"
+	"github.com/kmsd-project/kmsd/ipc/proto"
+	"github.com/kmsd-project/kmsd/keystore"
+	"github.com/kmsd-project/kmsd/keystore/keyspec"
+	"github.com/kmsd-project/kmsd/kmsd/mechanism"
+)
+
+func handlePing(c *call) (proto.Message, error) {
+	_, err := decode[proto.Empty](c)
+	return nil, err
+}
+
+func handleWhoami(c *call) (proto.Message, error) {
+	if _, err := decode[proto.Empty](c); err != nil {
+		return nil, err
+	}
+	return c.session.identity(), nil
+}
+
+// handleStatus tells everybody what the daemon is and whether it is ready, and those whom the policy knows the rest.
+func handleStatus(c *call) (proto.Message, error) {
+	if _, err := decode[proto.Empty](c); err != nil {
+		return nil, err
+	}
+	d := c.daemon
+	reply := &proto.Status{Version: version, Mode: d.config.Mode, State: phase(d.phase.Load()).String()}
+	if c.session.identity().Principal == "" {
+		return reply, nil
+	}
+	log := d.audit.Stats()
+	reply.MemoryProtection = d.arena.Protection()
+	reply.UptimeSeconds = uint64(time.Since(d.started).Seconds())
+	reply.Connections = uint64(d.ipc.Conns())
+	reply.Requests = d.requests.Load()
+	reply.Panics = d.panics.Load() + d.engine.Panics()
+	reply.Busy = d.busy.Load()
+	reply.AuditEntries = log.Head.Size
+	reply.PolicyEpoch = d.engine.PolicyEpoch()
+	if log.Failing != nil {
+		reply.Warnings = append(reply.Warnings, log.Failing.Error())
+	}
+	if reply.MemoryProtection == "partial" {
+		reply.Warnings = append(reply.Warnings, "this kernel has no secret memory: root can read the keystore's keys in the daemon's memory")
+	}
+	s := d.store.Load()
+	if s == nil {
+		return reply, nil
+	}
+	info := s.Info()
+	reply.StoreID = hex.EncodeToString(info.StoreID[:])
+	reply.InstanceID = hex.EncodeToString(info.InstanceID[:])
+	reply.Epoch = uint64(info.Epoch)
+	reply.Keys = info.Keys
+	reply.ErasurePending = info.ErasurePending
+	reply.Rollback = info.Rollback
+	reply.Escrow = info.Escrow
+	reply.Warnings = append(reply.Warnings, info.Warnings...)
+	if c.session.who.Admin {
+		reply.Slots = slotReplies(d.slots.list(c.ctx, s))
+	}
+	return reply, nil
+}
+
+func handleCapabilities(c *call) (proto.Message, error) {
+	if _, err := decode[proto.Empty](c); err != nil {
+		return nil, err
+	}
+	reply := &proto.CapabilitiesReply{}
+	for _, row := range mechanism.Table() {
+		reply.Algorithms = append(reply.Algorithms, proto.Capability{
+			Algorithm: string(row.Algorithm), Protection: string(keyspec.Software), Usages: words(row.Usages), Default: words(row.Default),
+			Schemes: words(row.Schemes), Class: string(row.Class), Operations: operationsOf(row),
+		})
+	}
+	return reply, nil
+}
+
+// usesOf says which operations a usage opens.
+var usesOf = map[keyspec.Usage][]string{
+	keyspec.Sign:    {proto.OpSign, proto.OpCertRequest, proto.OpCertSelfSign},
+	keyspec.Verify:  {proto.OpVerify},
+	keyspec.Encrypt: {proto.OpEncrypt},
+	keyspec.Decrypt: {proto.OpDecrypt},
+	keyspec.Wrap:    {proto.OpWrap},
+	keyspec.Unwrap:  {proto.OpUnwrap},
+	keyspec.MAC:     {proto.OpMAC},
+	keyspec.Agree:   {proto.OpAgree},
+	keyspec.Derive:  {proto.OpDerive},
+	keyspec.Certify: {proto.OpCertRequest, proto.OpCertSelfSign, proto.OpCertIssue},
+}
+
+// operationsOf lists what can be done with keys of an algorithm, beside what can be done with every key.
+func operationsOf(row *mechanism.Row) []string {
+	var out []string
+	for _, u := range row.Usages {
+		for _, op := range usesOf[u] {
+			switch {
+			case op == proto.OpVerify && row.Kind == mechanism.KindHMAC:
+				op = proto.OpMACVerify
+			case row.Kind != mechanism.KindAEAD:
+			case op == proto.OpEncrypt:
+				out = append(out, proto.OpDataKey, proto.OpRewrap)
+			}
+			out = append(out, op)
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+func handleSelfTest(c *call) (proto.Message, error) {
+	if _, err := decode[proto.Empty](c); err != nil {
+		return nil, err
+	}
+	reply := &proto.SelfTestReply{}
+	err := c.daemon.engine.SelfTest(c.ctx, &c.session.who, func(a keyspec.Algorithm, err error) {
+		result := proto.SelfTestResult{Algorithm: string(a), Passed: err == nil}
+		if err != nil {
+			result.Message = err.Error()
+		}
+		reply.Results = append(reply.Results, result)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return reply, nil
+}
+
+func handleInit(c *call) (proto.Message, error) {
+	in, err := decode[proto.Init](c)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(in.PIN)
+	d := c.daemon
+	var s *keystore.Store
+	var recovery []byte
+	err = c.administrate(in.Enclave, func() (err error) {
+		s, recovery, err = d.slots.create(c.ctx, d.storeConfig(), initParams{
+			Enclave: in.Enclave, NoRecovery: in.NoRecovery, PIN: in.PIN, EscrowTo: in.EscrowTo,
+		})
+		if err != nil {
+			return err
+		}
+		d.adopt(s)
+		return d.unlocked()
+	})
+	if err != nil {
+		return nil, err
+	}
+	id := s.Info().StoreID
+	return &proto.InitReply{StoreID: hex.EncodeToString(id[:]), Slots: slotReplies(d.slots.list(c.ctx, s)), RecoveryKey: recovery}, nil
+}
+
+func handleLock(c *call) (proto.Message, error) {
+	if _, err := decode[proto.Empty](c); err != nil {
+		return nil, err
+	}
+	return nil, c.administrate("", func() error {
+		c.daemon.lock()
+		return nil
+	})
+}
+
+func handleUnlock(c *call) (proto.Message, error) {
+	in, err := decode[proto.Unlock](c)
+	if err != nil {
+		return nil, err
+	}
+	defer wipe(in.Secret, in.Shares)
+	d := c.daemon
+	return nil, c.administrate("", func() error {
+		if phase(d.phase.Load()) == phaseReady {
+			return nil
+		}
+		if err := d.slots.unlock(c.ctx, d.store.Load(), in.Slot, enclave.Auth{Secret: in.Secret, Shares: in.Shares}); err != nil {
+			return err
+		}
+		return d.unlocked()
+	})
+}
+
+func wipe(secret []byte, shares [][]byte) {
+	clear(secret)
+	for _, s := range shares {
+		clear(s)
+	}
+}
+
+func handleSlotList(c *call) (proto.Message, error) {
+	if _, err := decode[proto.Empty](c); err != nil {
+		return nil, err
+	}
+	d := c.daemon
+	reply := &proto.SlotListReply{}
+	err := c.administrate("", func() error {
+		reply.Slots = slotReplies(d.slots.list(c.ctx, d.store.Load()))
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return reply, nil
+}
+
+func handleSlotAdd(c *call) (proto.Message, error) {
+	in, err := decode[proto.SlotAdd](c)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(in.PIN)
+	d := c.daemon
+	reply := &proto.SlotAddReply{}
+	err = c.administrate(in.Enclave, func() error {
+		slot, secrets, err := d.slots.add(c.ctx, d.store.Load(), addParams{
+			Enclave: in.Enclave, Label: in.Label, PIN: in.PIN, Threshold: in.Threshold, Shares: in.Shares,
+		})
+		reply.Slot, reply.Secrets = slotReply(slotStatus{Slot: slot}), secrets
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return reply, nil
+}
+
+func handleSlotRemove(c *call) (proto.Message, error) {
+	in, err := decode[proto.SlotRef](c)
+	if err != nil {
+		return nil, err
+	}
+	defer wipe(in.Secret, in.Shares)
+	d := c.daemon
+	return nil, c.administrate("", func() error { return d.slots.remove(c.ctx, d.store.Load(), in.ID) })
+}
+
+func handleSlotTest(c *call) (proto.Message, error) {
+	in, err := decode[proto.SlotRef](c)
+	if err != nil {
+		return nil, err
+	}
+	defer wipe(in.Secret, in.Shares)
+	d := c.daemon
+	return nil, c.administrate("", func() error {
+		return d.slots.test(c.ctx, d.store.Load(), in.ID, enclave.Auth{Secret: in.Secret, Shares: in.Shares})
+	})
+}
+
+func slotReplies(in []slotStatus) []proto.Slot {
+	out := make([]proto.Slot, len(in))
+	for i, s := range in {
+		out[i] = slotReply(s)
+	}
+	return out
+}
+
+func slotReply(s slotStatus) proto.Slot {
+	return proto.Slot{
+		ID: s.ID, Kind: s.Kind, Label: s.Label, Level: s.Level, Health: string(s.Health.State), Until: seconds(s.Health.Until),
+		Binding: s.Binding, Created: seconds(s.Created), Stale: s.Stale,
+	}
+}

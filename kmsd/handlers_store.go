@@ -1,0 +1,236 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"filippo.io/age"
+
+	"github.com/kmsd-project/kmsd/ipc/proto"
+	"github.com/kmsd-project/kmsd/keystore"
+	"github.com/kmsd-project/kmsd/kmsd/audit"
+	"github.com/kmsd-project/kmsd/kmsd/engine"
+)
+
+func handleRootRotate(c *call) (proto.Message, error) {
+	if _, err := decode[proto.Empty](c); err != nil {
+		return nil, err
+	}
+	s := c.daemon.store.Load()
+	err := c.administrate("", func() error { return s.RotateRoot(c.ctx) })
+	if err != nil {
+		return nil, err
+	}
+	return &proto.ProgressReply{Epoch: uint64(s.Info().Epoch), Messages: []string{"the root key was replaced and sealed to every slot"}}, nil
+}
+
+func handleEpochRotate(c *call) (proto.Message, error) {
+	if _, err := decode[proto.Empty](c); err != nil {
+		return nil, err
+	}
+	s := c.daemon.store.Load()
+	var progress keystore.Progress
+	err := c.administrate("", func() error { return s.RotateEpoch(c.ctx, &progress) })
+	if err != nil {
+		return nil, err
+	}
+	return &proto.ProgressReply{Records: progress.Done.Load(), Epoch: uint64(s.Info().Epoch)}, nil
+}
+
+// maxFindings is how many damaged records one reply names.
+const maxFindings = 100
+
+func handleStoreVerify(c *call) (proto.Message, error) {
+	if _, err := decode[proto.Empty](c); err != nil {
+		return nil, err
+	}
+	s := c.daemon.store.Load()
+	var progress keystore.Progress
+	var report keystore.Report
+	err := c.administrate("", func() (err error) {
+		report, err = s.Verify(c.ctx, &progress)
+		return err
+	})
+	if err != nil && len(report.Damaged) == 0 {
+		return nil, err
+	}
+	reply := &proto.ProgressReply{
+		Records: report.Versions, Epoch: uint64(s.Info().Epoch),
+		Messages: []string{fmt.Sprintf("%d keys, %d versions, %d orphans", report.Keys, report.Versions, report.Orphans)},
+	}
+	for i, d := range report.Damaged {
+		if i == maxFindings {
+			reply.Messages = append(reply.Messages, fmt.Sprintf("%d more are damaged", len(report.Damaged)-i))
+			break
+		}
+		name := d.Ref.String()
+		if d.Ref.Name == "" {
+			name = "?"
+		}
+		reply.Damaged = append(reply.Damaged, name+": "+d.Text)
+	}
+	return reply, nil
+}
+
+func handleStoreCompact(c *call) (proto.Message, error) {
+	if _, err := decode[proto.Empty](c); err != nil {
+		return nil, err
+	}
+	s := c.daemon.store.Load()
+	if err := c.administrate("", func() error { return s.Compact(c.ctx) }); err != nil {
+		return nil, err
+	}
+	return &proto.ProgressReply{Epoch: uint64(s.Info().Epoch)}, nil
+}
+
+// administrate carries out an act of administration, authorised and recorded.
+func (c *call) administrate(info string, f func() error) error {
+	return c.daemon.engine.Administrate(c.ctx, &c.session.who, c.request.Op, info, f)
+}
+
+// maxRecipients bounds the recipients of a backup beside those of the escrow.
+const maxRecipients = 32
+
+func handleBackupCreate(c *call) (proto.Message, error) {
+	in, err := decode[proto.BackupCreate](c)
+	if err != nil {
+		return nil, err
+	}
+	if len(in.Recipients) > maxRecipients {
+		return nil, invalid("too many recipients")
+	}
+	var recipients []age.Recipient
+	if len(in.Recipients) > 0 {
+		if recipients, err = age.ParseRecipients(strings.NewReader(strings.Join(in.Recipients, "\n"))); err != nil {
+			return nil, invalid("recipient: " + err.Error())
+		}
+	}
+	d := c.daemon
+	store := d.store.Load()
+	escrow := store.Info().Escrow
+	if len(recipients)+len(escrow) == 0 {
+		return nil, invalid("a backup needs a recipient")
+	}
+	reply := &proto.BackupReply{Recipients: append(append([]string{}, in.Recipients...), escrow...)}
+	err = c.administrate(strings.Join(in.Recipients, " "), func() error {
+		if err := d.engine.FlushAudit(c.ctx); err != nil {
+			return err
+		}
+		head := d.audit.Head()
+		options := keystore.BackupOptions{
+			Recipients: recipients, AuditHead: fmt.Appendf(nil, "%d %x", head.Size, head.Root),
+		}
+		if p := d.policy.Load(); p != nil {
+			digest := p.Digest()
+			options.PolicyDigest = digest[:]
+		}
+		reply.Stream, err = c.session.addStream(newBackupStream(store, options))
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return reply, nil
+}
+
+// backupStream is a backup on its way to the client. It is written as fast as it is read.
+type backupStream struct {
+	pipe   *io.PipeReader
+	cancel context.CancelFunc
+	chunk  uint64
+}
+
+func newBackupStream(s *keystore.Store, o keystore.BackupOptions) *backupStream {
+	ctx, cancel := context.WithCancel(context.Background())
+	r, w := io.Pipe()
+	go func() {
+		_, err := s.Backup(ctx, w, o)
+		w.CloseWithError(err)
+	}()
+	return &backupStream{pipe: r, cancel: cancel}
+}
+
+// read returns the next chunk and whether it is the last.
+func (b *backupStream) read(n uint64) (data []byte, done bool, err error) {
+	if n != b.chunk {
+		return nil, false, engine.ErrStream
+	}
+	b.chunk++
+	var buf bytes.Buffer
+	_, err = io.CopyN(&buf, b.pipe, proto.MaxChunk)
+	if errors.Is(err, io.EOF) {
+		return buf.Bytes(), true, nil
+	}
+	return buf.Bytes(), false, err
+}
+
+// Close ends the backup.
+func (b *backupStream) Close() {
+	b.cancel()
+	b.pipe.Close()
+}
+
+// auditPage is the number of audit entries of one reply: each takes at most 600 bytes and its key names.
+const auditPage = 60
+
+func handleAuditTail(c *call) (proto.Message, error) {
+	in, err := decode[proto.AuditTail](c)
+	if err != nil {
+		return nil, err
+	}
+	limit := int(min(in.Limit, auditPage))
+	if limit == 0 {
+		limit = auditPage
+	}
+	d := c.daemon
+	var entries []audit.Entry
+	reply := &proto.AuditTailReply{}
+	err = c.administrate("", func() error {
+		if err := d.engine.FlushAudit(c.ctx); err != nil {
+			return err
+		}
+		return d.engine.AuditSeed(func(seed []byte) (err error) {
+			if in.Last {
+				entries, reply.Next, err = d.audit.Last(c.ctx, seed, limit)
+			} else {
+				entries, reply.Next, err = d.audit.Tail(c.ctx, seed, in.From, limit)
+			}
+			return err
+		})
+	})
+	if err != nil {
+		return nil, err
+	}
+	for i := range entries {
+		e := &entries[i]
+		reply.Entries = append(reply.Entries, proto.AuditEntry{
+			Number: e.Number, Time: e.Time.UnixMilli(), Op: e.Op, Key: e.Key, Version: uint32(e.Version), UID: e.UID, PID: uint32(e.PID),
+			Principal: e.Principal, Via: e.Via, Allowed: e.Allowed, Code: e.Code, Detail: e.Detail, DetailID: e.DetailID, Epoch: e.PolicyEpoch,
+		})
+	}
+	return reply, nil
+}
+
+// handleAuditHead answers with the head of the tree after everything that was done before is on disk.
+func handleAuditHead(c *call) (proto.Message, error) {
+	if _, err := decode[proto.Empty](c); err != nil {
+		return nil, err
+	}
+	d := c.daemon
+	var head audit.Head
+	err := c.administrate("", func() error {
+		if err := d.engine.FlushAudit(c.ctx); err != nil {
+			return err
+		}
+		head = d.audit.Head()
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &proto.AuditHead{Size: head.Size, Root: head.Root[:]}, nil
+}

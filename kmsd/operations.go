@@ -1,0 +1,142 @@
+package main
+
+import (
+	"strings"
+
+	"github.com/kmsd-project/kmsd/ipc/proto"
+	"github.com/kmsd-project/kmsd/keystore/keyspec"
+	"github.com/kmsd-project/kmsd/kmsd/mechanism"
+)
+
+// operations is the table of everything a client can ask for after bind, except cancel, which the dispatcher answers.
+func operations() map[string]operation {
+	return map[string]operation{
+		proto.OpPing:         {onBoth, duringAny, inline, handlePing},
+		proto.OpWhoami:       {onBoth, duringAny, inline, handleWhoami},
+		proto.OpStatus:       {onBoth, duringAny, device, handleStatus},
+		proto.OpCapabilities: {onBoth, duringAny, pool, handleCapabilities},
+		proto.OpSelfTest:     {onAdmin, duringAny, keygen, handleSelfTest},
+		proto.OpInit:         {onAdmin, whenUninitialised, device, handleInit},
+		proto.OpLock:         {onAdmin, whenSealed, disk, handleLock},
+		proto.OpUnlock:       {onAdmin, whenSealed, device, handleUnlock},
+
+		proto.OpKeyCreate:        {onBoth, whenReady, creating, handleKeyCreate},
+		proto.OpKeyImportBegin:   {onBoth, whenReady, pool, handleKeyImportBegin},
+		proto.OpKeyImport:        {onBoth, whenReady, disk, handleKeyImport},
+		proto.OpKeyGet:           {onBoth, whenReady, pool, handleKeyGet},
+		proto.OpKeyList:          {onBoth, whenReady, disk, handleKeyList},
+		proto.OpKeySet:           {onBoth, whenReady, disk, handleKeySet},
+		proto.OpKeyRotate:        {onBoth, whenReady, rotating, handleKeyRotate},
+		proto.OpKeySuspend:       {onBoth, whenReady, disk, handleKeySuspend},
+		proto.OpKeyResume:        {onBoth, whenReady, disk, handleKeyResume},
+		proto.OpKeyRevoke:        {onBoth, whenReady, disk, handleKeyRevoke},
+		proto.OpKeyDestroy:       {onBoth, whenReady, disk, handleKeyDestroy},
+		proto.OpKeyDestroyCancel: {onBoth, whenReady, disk, handleKeyDestroyCancel},
+		proto.OpPublic:           {onBoth, whenReady, pool, handlePublic},
+
+		proto.OpSign:      {onBoth, whenReady, private, handleSign},
+		proto.OpVerify:    {onBoth, whenReady, public, handleVerify},
+		proto.OpMAC:       {onBoth, whenReady, private, handleMAC},
+		proto.OpMACVerify: {onBoth, whenReady, private, handleMACVerify},
+		proto.OpEncrypt:   {onBoth, whenReady, public, handleEncrypt},
+		proto.OpDecrypt:   {onBoth, whenReady, private, handleDecrypt},
+		proto.OpRewrap:    {onBoth, whenReady, private, handleRewrap},
+		proto.OpWrap:      {onBoth, whenReady, disk, handleWrap},
+		proto.OpUnwrap:    {onBoth, whenReady, disk, handleUnwrap},
+		proto.OpAgree:     {onBoth, whenReady, disk, handleAgree},
+		proto.OpDerive:    {onBoth, whenReady, disk, handleDerive},
+		proto.OpDataKey:   {onBoth, whenReady, private, handleDataKey},
+		proto.OpRandom:    {onBoth, whenReady, pool, handleRandom},
+		proto.OpBatch:     {onBoth, whenReady, disk, handleBatch},
+
+		proto.OpStreamBegin:  {onBoth, whenReady, pool, handleStreamBegin},
+		proto.OpStreamUpdate: {onBoth, whenReady, streamLane, handleStreamUpdate},
+		proto.OpStreamFinish: {onBoth, whenReady, inline, handleStreamFinish},
+		proto.OpStreamAbort:  {onBoth, whenReady, inline, handleStreamAbort},
+
+		proto.OpCertRequest:  {onBoth, whenReady, disk, handleCertRequest},
+		proto.OpCertSelfSign: {onBoth, whenReady, disk, handleCertSelfSign},
+		proto.OpCertIssue:    {onBoth, whenReady, disk, handleCertIssue},
+		proto.OpCertAttach:   {onBoth, whenReady, disk, handleCertAttach},
+		proto.OpCertGet:      {onBoth, whenReady, pool, handleCertGet},
+
+		proto.OpSlotList:     {onAdmin, whenSealed, device, handleSlotList},
+		proto.OpSlotAdd:      {onAdmin, whenReady, device, handleSlotAdd},
+		proto.OpSlotRemove:   {onAdmin, whenReady, device, handleSlotRemove},
+		proto.OpSlotTest:     {onAdmin, whenReady, device, handleSlotTest},
+		proto.OpRootRotate:   {onAdmin, whenReady, disk, handleRootRotate},
+		proto.OpEpochRotate:  {onAdmin, whenReady, disk, handleEpochRotate},
+		proto.OpStoreVerify:  {onAdmin, whenReady, disk, handleStoreVerify},
+		proto.OpStoreCompact: {onAdmin, whenReady, disk, handleStoreCompact},
+		proto.OpBackupCreate: {onAdmin, whenReady, disk, handleBackupCreate},
+		proto.OpAuditTail:    {onAdmin, whenReady, disk, handleAuditTail},
+		proto.OpAuditHead:    {onAdmin, duringAny, disk, handleAuditHead},
+	}
+}
+
+// The lanes of operations whose cost does not depend on the key.
+func inline(*call) lane { return laneInline }
+func pool(*call) lane   { return lanePool }
+func disk(*call) lane   { return laneStore }
+func keygen(*call) lane { return laneKeygen }
+func device(*call) lane { return laneDevice }
+
+// smallData is how much data a cheap operation takes in its stride, in bytes of params.
+const smallData = 4 << 10
+
+// private is the lane of an operation with the private half of a key. A key that is not in the cache is loaded first; the
+// pool is the place for that, and the cost of one misplaced operation is bounded by it.
+func private(c *call) lane {
+	row, durable := c.mechanism()
+	switch {
+	case durable:
+		return laneStore
+	case row == nil:
+		return lanePool
+	case row.Cost == mechanism.CostRSA:
+		return laneRSA
+	case row.Cost == mechanism.CostCheap && len(c.request.Params) <= smallData:
+		return laneInline
+	}
+	return lanePool
+}
+
+// public is the lane of an operation with the public half of a key, which is quick for RSA too.
+func public(c *call) lane {
+	row, durable := c.mechanism()
+	switch {
+	case durable:
+		return laneStore
+	case row != nil && row.Cost == mechanism.CostCheap && len(c.request.Params) <= smallData:
+		return laneInline
+	}
+	return lanePool
+}
+
+// creating keeps the search for primes apart from keys that cost little more than their record.
+func creating(c *call) lane {
+	var in proto.KeyCreate
+	if proto.DecodeReply(c.request.Params, &in) == nil && strings.HasPrefix(in.Algorithm, "rsa-") {
+		return laneKeygen
+	}
+	return laneStore
+}
+
+// rotating is creating for a key that is already there.
+func rotating(c *call) lane {
+	if row, _ := c.mechanism(); row != nil && row.Cost != mechanism.CostRSA {
+		return laneStore
+	}
+	return laneKeygen
+}
+
+// mechanism returns the mechanism of the key that the request names, if the key is in the cache, and whether its uses wait
+// for the disk.
+func (c *call) mechanism() (row *mechanism.Row, durable bool) {
+	var in proto.KeyRef
+	if proto.DecodeReply(c.request.Params, &in) != nil {
+		return nil, false
+	}
+	name, _, _ := strings.Cut(in.Key, "@")
+	return c.daemon.engine.Peek(keyspec.Name(name))
+}
