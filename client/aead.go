@@ -15,6 +15,9 @@ import (
 // the ciphertext says which version opens it (docs/ciphertext-format.md). Up to 60 KiB it is one request, above that a
 // stream.
 func (k *Key) EncryptBytes(ctx context.Context, plaintext, aad []byte) ([]byte, error) {
+	if k.public != nil {
+		return nil, k.unsupported("AEAD encryption")
+	}
 	if len(plaintext)+len(aad) <= proto.MaxData { // the answer, and aad beside it, have to fit a frame for decryption too
 		var reply proto.EncryptReply
 		err := k.client.Call(ctx, proto.OpEncrypt, &proto.Encrypt{Key: k.ref, Data: plaintext, AAD: aad}, &reply, nil)

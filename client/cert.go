@@ -2,7 +2,6 @@ package client
 
 import (
 	"context"
-	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -95,30 +94,6 @@ func parseChain(der [][]byte) ([]*x509.Certificate, error) {
 		chain = append(chain, certificate)
 	}
 	return chain, nil
-}
-
-// thumbprints returns the SHA-256 of the certificate of every version of a key that has one.
-func (c *Client) thumbprints(ctx context.Context, name string) (map[[32]byte]keyspec.Version, error) {
-	info, err := c.KeyInfo(ctx, name)
-	if err != nil {
-		return nil, err
-	}
-	seen := make(map[[32]byte]keyspec.Version)
-	for _, v := range info.Versions {
-		ref := keyspec.Ref{Name: keyspec.Name(name), Version: keyspec.Version(v.Version)}
-		var reply proto.CertChain
-		err := c.Call(ctx, proto.OpCertGet, &proto.KeyRef{Key: ref.String()}, &reply, nil)
-		if errors.Is(err, ErrState) || errors.Is(err, ErrNotAvailable) {
-			continue // destroyed, or without a certificate
-		}
-		if err != nil {
-			return nil, err
-		}
-		if len(reply.Chain) > 0 {
-			seen[sha256.Sum256(reply.Chain[0])] = ref.Version
-		}
-	}
-	return seen, nil
 }
 
 // ErrNoCertificate says that a key has no certificate, which TLS needs.

@@ -175,34 +175,36 @@ func newRequestKey() []byte {
 // retry decides whether a failed call is made again, and waits until it is time.
 type retry struct {
 	attempts int
-	lostAt   time.Time // when the connection was first lost, zero when it was not
+	since    time.Time // of the first failure
 }
 
-// maxBusy is how often a busy answer is taken for an invitation to come again.
-const maxBusy = 8
+// maxBusy is for how long, and minBusy how often at least, a busy answer is taken for an invitation to come again.
+const (
+	maxBusy = 5 * time.Second
+	minBusy = 4
+)
 
 func (r *retry) next(ctx context.Context, o *options, err error, repeatable bool) (again bool, _ error) {
 	var answered *Error
 	var delay time.Duration
+	if r.attempts == 0 {
+		r.since = time.Now()
+	}
 	switch {
 	case ctx.Err() != nil, errors.Is(err, ErrClosed):
 		return false, err
 	case errors.As(err, &answered):
-		if answered.Code != proto.CodeBusy || !answered.SafeToRetry && !repeatable || r.attempts >= maxBusy {
+		if answered.Code != proto.CodeBusy || !answered.SafeToRetry && !repeatable ||
+			r.attempts >= minBusy && time.Since(r.since) > maxBusy {
 			return false, err
 		}
-		delay = max(time.Duration(answered.RetryAfterMS)*time.Millisecond, 5*time.Millisecond)
+		delay = max(time.Duration(answered.RetryAfterMS)*time.Millisecond, 5*time.Millisecond<<min(r.attempts, 6))
 	case errors.Is(err, ErrUnreachable), errors.Is(err, errNotSent), errors.Is(err, ErrOutcomeUnknown) && repeatable:
-		if r.lostAt.IsZero() {
-			r.lostAt = time.Now()
-		} else if time.Since(r.lostAt) > o.reconnect {
+		if r.attempts > 0 && time.Since(r.since) > o.reconnect {
 			return false, err
 		}
 		if r.attempts > 0 || errors.Is(err, ErrUnreachable) {
 			delay = 10 * time.Millisecond << min(r.attempts, 5)
-		}
-		if o.reconnect == 0 && r.attempts > 0 {
-			return false, err
 		}
 	default:
 		return false, err

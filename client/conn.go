@@ -148,7 +148,7 @@ func (cn *conn) send(ctx context.Context, op string, params proto.Message, o *pr
 func (cn *conn) post(op string, params proto.Message) error {
 	cn.mu.Lock()
 	defer cn.mu.Unlock()
-	return cn.enqueue(&call{internal: true}, op, params, nil)
+	return cn.enqueue(&call{internal: true, bind: op == proto.OpBind}, op, params, nil)
 }
 
 // flush writes what is queued.
@@ -434,8 +434,8 @@ func (cn *conn) settle(response proto.Response) error {
 	}
 	delete(cn.pending, response.ID)
 	if cl.internal {
-		// Nobody waits. A refused bind ends the connection, a refused cancel means that the answer was faster.
-		if response.Err != nil && response.Err.Code != proto.CodeInvalid && response.Err.Code != proto.CodeNotAvailable {
+		// A refused bind ends the connection, a refused cancel or abort means that the answer was faster.
+		if cl.bind && response.Err != nil {
 			return response.Err
 		}
 		return nil

@@ -40,7 +40,6 @@ type fakeConn struct {
 	*fake
 	nc      net.Conn
 	n       int  // number of the connection, from 1
-	reads   int  // read calls that gave bytes
 	bound   bool // bind came
 	writeMu sync.Mutex
 }
@@ -546,20 +545,17 @@ func TestBusy(t *testing.T) {
 }
 
 func TestRefusedBind(t *testing.T) {
-	f := newFake(t, random)
-	f.hello.Nonce = []byte("another nonce!!!")
-	c := f.dial()
+	c := newFake(t, random).dial()
 	cn, err := c.connection(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	// What a server says that saw another process speak.
-	_ = cn.settle(proto.Response{ID: 0, Err: &proto.Error{Code: proto.CodeIdentityChanged}})
 	if err := cn.settle(proto.Response{ID: 0, Err: &proto.Error{Code: proto.CodeIdentityChanged}}); !errors.Is(err, ErrIdentityChanged) {
 		t.Errorf("%v", err)
 	}
 	cn.mu.Lock()
-	cn.pending[99] = &call{internal: true}
+	cn.pending[99] = &call{internal: true, bind: true}
 	cn.mu.Unlock()
 	if err := cn.settle(proto.Response{ID: 99, Err: &proto.Error{Code: proto.CodeIdentityChanged}}); !errors.Is(err, ErrIdentityChanged) {
 		t.Errorf("%v", err)

@@ -7,7 +7,6 @@ import (
 	"crypto/x509"
 	"fmt"
 	"strings"
-	"sync"
 
 	"github.com/kmsd-project/kmsd/ipc/proto"
 	"github.com/kmsd-project/kmsd/keystore/keyspec"
@@ -17,7 +16,8 @@ import (
 //
 // Of an asymmetric key a Key is one version: the one that was current when it was looked up, so that Public and Sign
 // always belong together. After a rotation it goes on until its version may no longer sign; look the key up again for
-// the new one, or use [CertificateSource] for TLS. Encryption and MACs always take the current version.
+// the new one, or use [CertificateSource] for TLS. Encryption and MACs take the current version, decryption and
+// verification whichever version fits, unless one was asked for by NAME@VERSION.
 type Key struct {
 	client  *Client
 	ref     string // as it was asked for
@@ -25,9 +25,6 @@ type Key struct {
 	version keyspec.Version
 	info    KeyInfo
 	public  crypto.PublicKey
-
-	mu          sync.Mutex
-	thumbprints map[[32]byte]keyspec.Version // certificates seen by Unwrap
 }
 
 // KeyInfo describes a key. Times are seconds since 1970-01-01 UTC.

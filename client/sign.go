@@ -3,9 +3,7 @@ package client
 import (
 	"context"
 	"crypto"
-	"crypto/ed25519"
 	"crypto/rsa"
-	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -59,7 +57,7 @@ func (k *Key) SignMessage(rand io.Reader, msg []byte, opts crypto.SignerOpts) ([
 }
 
 // SignReader signs everything r gives with the named scheme, or with the default of the key if scheme is empty. The data
-// are hashed in this process; for Ed25519, which cannot sign a digest, more than 1 MiB is refused with [ErrTooLarge].
+// are hashed in this process; for Ed25519, which cannot sign a digest, more than 60 KiB is refused with [ErrTooLarge].
 func (k *Key) SignReader(ctx context.Context, r io.Reader, scheme keyspec.Scheme) ([]byte, error) {
 	p := &proto.Sign{Key: k.pinned, Scheme: string(scheme)}
 	message, digest, err := k.digest(r, &p.Scheme)
@@ -80,13 +78,6 @@ func (k *Key) VerifyReader(ctx context.Context, r io.Reader, signature []byte, s
 	if p.Data, p.Digest, err = k.digest(r, &p.Scheme); err != nil {
 		return false, err
 	}
-	if len(p.Data) > proto.MaxData {
-		public, ok := k.public.(ed25519.PublicKey)
-		if !ok || !ed25519.Verify(public, p.Data, signature) {
-			return false, fmt.Errorf("%w: above %d bytes only version %d is tried", ErrVerification, proto.MaxData, k.version)
-		}
-		return false, nil
-	}
 	var reply proto.VerifyReply
 	err = k.client.Call(ctx, proto.OpVerify, p, &reply, nil)
 	return reply.Compromised, err
@@ -102,10 +93,9 @@ func (k *Key) digest(r io.Reader, scheme *string) (message, digest []byte, err e
 	}
 	hash := schemeHash(keyspec.Scheme(*scheme))
 	if hash == 0 {
-		message, err = io.ReadAll(io.LimitReader(r, proto.MaxChunk+1))
-		if err == nil && len(message) > proto.MaxChunk {
-			err = fmt.Errorf("%w: Ed25519 signs the message itself, at most %d bytes; sign a digest of it, or use an ECDSA or RSA key",
-				ErrTooLarge, proto.MaxChunk)
+		message, err = io.ReadAll(io.LimitReader(r, proto.MaxData+1))
+		if err == nil && len(message) > proto.MaxData {
+			err = errMessageTooLarge
 		}
 		return message, nil, err
 	}
@@ -117,18 +107,16 @@ func (k *Key) digest(r io.Reader, scheme *string) (message, digest []byte, err e
 }
 
 func (k *Key) signEd25519(ctx context.Context, message []byte) ([]byte, error) {
-	if len(message) <= proto.MaxData {
-		return k.sign(ctx, &proto.Sign{Key: k.pinned, Scheme: string(keyspec.PureEd25519), Data: message})
+	if len(message) > proto.MaxData {
+		return nil, errMessageTooLarge
 	}
-	if len(message) > proto.MaxChunk {
-		return nil, fmt.Errorf("%w: Ed25519 signs the message itself, at most %d bytes", ErrTooLarge, proto.MaxChunk)
-	}
-	s, err := k.client.beginStream(ctx, &proto.StreamBegin{Op: proto.OpSign, Key: k.pinned})
-	if err != nil {
-		return nil, err
-	}
-	return s.whole(message)
+	return k.sign(ctx, &proto.Sign{Key: k.pinned, Scheme: string(keyspec.PureEd25519), Data: message})
 }
+
+// errMessageTooLarge says why, and what to do: Ed25519 reads the message twice (RFC 8032 section 5.1.6), so kmsd would
+// have to keep it whole.
+var errMessageTooLarge = fmt.Errorf("%w: Ed25519 signs the message itself, at most %d bytes; sign a digest of it, or use an ECDSA or RSA key",
+	ErrTooLarge, proto.MaxData)
 
 func (k *Key) sign(ctx context.Context, p *proto.Sign) ([]byte, error) {
 	var reply proto.SignReply
@@ -208,71 +196,22 @@ func (k *Key) Decrypt(rand io.Reader, ciphertext []byte, opts crypto.DecrypterOp
 	return k.DecryptOAEP(context.Background(), ciphertext, oaep.Label)
 }
 
-// DecryptOAEP decrypts an RSAES-OAEP ciphertext (RFC 8017 section 7.1, SHA-256 for both hashes) with the version of the
-// key.
+// DecryptOAEP decrypts an RSAES-OAEP ciphertext (RFC 8017 section 7.1, SHA-256 for both hashes). Of a key that was looked
+// up without a version kmsd tries every version that may decrypt.
 func (k *Key) DecryptOAEP(ctx context.Context, ciphertext, label []byte) ([]byte, error) {
-	return k.decryptOAEP(ctx, k.pinned, ciphertext, label)
-}
-
-func (k *Key) decryptOAEP(ctx context.Context, ref string, ciphertext, label []byte) ([]byte, error) {
 	if _, ok := k.public.(*rsa.PublicKey); !ok {
 		return nil, k.unsupported("RSA decryption")
 	}
 	var reply proto.DecryptReply
-	err := k.client.Call(ctx, proto.OpDecrypt, &proto.Decrypt{Key: ref, Ciphertext: ciphertext, Label: label}, &reply, nil)
+	err := k.client.Call(ctx, proto.OpDecrypt, &proto.Decrypt{Key: k.ref, Ciphertext: ciphertext, Label: label}, &reply, nil)
 	if err != nil {
 		return nil, err
 	}
 	return reply.Data, nil
 }
 
-// Unwrap decrypts the wrapped key of a registration packet, so that a Key is a packet.Unwrapper. thumbprint is the
-// SHA-256 of the certificate the packet was made for; it says which version of the key it is. A packet without one
-// (all zero) is tried with every version that may decrypt, the newest first.
+// Unwrap decrypts the wrapped key of a registration packet; a Key is a packet.Unwrapper by it. The thumbprint is not
+// needed: the versions of the key are tried, and a packet for another key is one that does not decrypt.
 func (k *Key) Unwrap(ctx context.Context, thumbprint [32]byte, wrapped []byte) ([]byte, error) {
-	if v, ok, err := k.certified(ctx, thumbprint); err != nil {
-		return nil, err
-	} else if ok {
-		return k.decryptOAEP(ctx, k.at(v), wrapped, nil)
-	}
-	if thumbprint != ([32]byte{}) {
-		return nil, fmt.Errorf("%w: no version of %s has the certificate that the packet is for", ErrNotAvailable, k.info.Name)
-	}
-	for i := len(k.info.Versions) - 1; i >= 0; i-- {
-		v := k.info.Versions[i]
-		if !keyspec.State(v.State).Permits(keyspec.Decrypt) {
-			continue
-		}
-		key, err := k.decryptOAEP(ctx, k.at(keyspec.Version(v.Version)), wrapped, nil)
-		if !errors.Is(err, ErrDecryption) {
-			return key, err
-		}
-	}
-	return nil, ErrDecryption
-}
-
-// certified finds the version whose certificate has the thumbprint.
-func (k *Key) certified(ctx context.Context, thumbprint [32]byte) (keyspec.Version, bool, error) {
-	if thumbprint == ([32]byte{}) {
-		return 0, false, nil
-	}
-	k.mu.Lock()
-	v, ok := k.thumbprints[thumbprint]
-	k.mu.Unlock()
-	if ok {
-		return v, true, nil
-	}
-	seen, err := k.client.thumbprints(ctx, k.info.Name)
-	if err != nil {
-		return 0, false, err
-	}
-	k.mu.Lock()
-	k.thumbprints = seen
-	k.mu.Unlock()
-	v, ok = seen[thumbprint]
-	return v, ok, nil
-}
-
-func (k *Key) at(v keyspec.Version) string {
-	return keyspec.Ref{Name: keyspec.Name(k.info.Name), Version: v}.String()
+	return k.DecryptOAEP(ctx, wrapped, nil)
 }

@@ -198,14 +198,6 @@ func streamError(err error) error {
 	return err
 }
 
-// whole sends one chunk and returns the last output.
-func (s *stream) whole(chunk []byte) ([]byte, error) {
-	if err := s.push(chunk); err != nil {
-		return nil, err
-	}
-	return s.finish()
-}
-
 // from sends everything r gives and returns the last output.
 func (s *stream) from(r io.Reader) ([]byte, error) {
 	var buffers [2][]byte

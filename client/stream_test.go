@@ -190,7 +190,7 @@ func streamKey(t *testing.T) (*streams, *Client, *Key) {
 	return s, c, key
 }
 
-var streamSizes = []int{0, 1, 60 << 10, 64 << 10, 64<<10 + 1, 1 << 20, 1<<20 + 1, 9<<20 + 12345}
+var streamSizes = []int{0, 1, 60 << 10, 64 << 10, 64<<10 + 1, 1 << 20, 1<<20 + 1, 5<<20 + 12345}
 
 // TestStreams encrypts and decrypts through a daemon that does not read while it writes.
 func TestStreams(t *testing.T) {
