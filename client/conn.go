@@ -53,7 +53,8 @@ type call struct {
 	done     bool   // response or err is set; guarded by conn.mu
 	waits    bool   // its caller is in wait; guarded by conn.mu
 	slot     bool   // it holds a token of conn.slots
-	internal bool   // bind or cancel: nobody waits for the answer
+	internal bool   // nobody waits for the answer
+	bind     bool   // and it is that of bind
 	batch    uint64 // the write that its frame goes with,
 	end      int    // and where in it the frame ends
 	wake     chan struct{}
