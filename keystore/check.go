@@ -85,7 +85,10 @@ func checkTime(size int64) time.Duration {
 // CheckMain is the main function of the process that Config.CheckCommand starts. It limits its own memory and processor time,
 // examines the file, prints what is wrong to standard output, and returns the exit status.
 func CheckMain(path string) int {
-	err := limitSelf(path)
+	err := limitMemory(path)
+	if err == nil {
+		err = limitTime(path)
+	}
 	if err == nil {
 		err = CheckFile(path)
 	}
@@ -104,7 +107,7 @@ func CheckMain(path string) int {
 	return exitDamaged
 }
 
-func limitSelf(path string) error {
+func limitMemory(path string) error {
 	info, err := os.Stat(path)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrStorage, err)
@@ -122,12 +125,20 @@ func limitSelf(path string) error {
 	if err := unix.Setrlimit(unix.RLIMIT_AS, &unix.Rlimit{Cur: limit, Max: limit}); err != nil {
 		return fmt.Errorf("%w: %w", ErrStorage, err)
 	}
+	debug.SetMemoryLimit(checkMemory / 2)
+	debug.SetTraceback("none")
+	return nil
+}
+
+func limitTime(path string) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrStorage, err)
+	}
 	seconds := uint64(checkTime(info.Size()) / time.Second)
 	if err := unix.Setrlimit(unix.RLIMIT_CPU, &unix.Rlimit{Cur: seconds, Max: seconds}); err != nil {
 		return fmt.Errorf("%w: %w", ErrStorage, err)
 	}
-	debug.SetMemoryLimit(checkMemory / 2)
-	debug.SetTraceback("none")
 	return nil
 }
 

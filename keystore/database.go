@@ -34,10 +34,9 @@ const lockTimeout = 2 * time.Second
 func openDatabase(path string, flags int) (db *bolt.DB, err error) {
 	err = guard(func() error {
 		db, err = bolt.Open(path, 0o600, &bolt.Options{
-			Timeout:         lockTimeout,
-			FreelistType:    bolt.FreelistMapType,
-			InitialMmapSize: 64 << 20, // so that growing rarely has to wait for readers
-			NoStatistics:    true,
+			Timeout:      lockTimeout,
+			FreelistType: bolt.FreelistMapType,
+			NoStatistics: true,
 			OpenFile: func(name string, flag int, mode os.FileMode) (*os.File, error) {
 				return os.OpenFile(name, flag&^os.O_CREATE|flags|unix.O_NOFOLLOW, mode)
 			},

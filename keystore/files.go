@@ -97,16 +97,11 @@ func readHeader(dir string) ([]byte, *header, error) {
 }
 
 // replaceFile puts content in the place of the file at path: at any instant the name leads to the old content or to the new, and to
-// the new one for good when replaceFile has returned. The blocks of the old file are then overwritten where they are, since they
-// may hold a wrapped key that was meant to be gone; on file systems that copy on write that has no effect.
+// the new one for good when replaceFile has returned.
+//
+// The blocks of the old file are left alone. To overwrite them would not reach every copy on a flash disk, and on a disk that lies
+// about having written the new name it would destroy the only header there is.
 func replaceFile(path string, content []byte) error {
-	old, err := os.OpenFile(path, os.O_WRONLY|syscall.O_NOFOLLOW, 0)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%w: %w", ErrStorage, err)
-	}
-	if old != nil {
-		defer old.Close()
-	}
 	temp := path + newSuffix
 	if err := writeFile(temp, content); err != nil {
 		os.Remove(temp)
@@ -116,16 +111,7 @@ func replaceFile(path string, content []byte) error {
 		os.Remove(temp)
 		return fmt.Errorf("%w: %w", ErrStorage, err)
 	}
-	if err := syncDir(filepath.Dir(path)); err != nil {
-		return err
-	}
-	if old != nil {
-		if info, err := old.Stat(); err == nil {
-			old.WriteAt(make([]byte, info.Size()), 0) // nothing depends on it
-			old.Sync()
-		}
-	}
-	return nil
+	return syncDir(filepath.Dir(path))
 }
 
 // writeFile makes a new file with content and waits until it is on the disk.

@@ -1,0 +1,218 @@
+package keystore
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/kmsd-project/kmsd/keystore/keyspec"
+	"github.com/kmsd-project/kmsd/keystore/secmem"
+)
+
+// The tests run this binary again in other roles.
+const (
+	roleVariable = "KEYSTORE_TEST_ROLE"
+	roleWriter   = "writer"   // changes the store in $1 until it is killed, or $2 operations, and says what was acknowledged
+	roleExaminer = "examiner" // examines the stores named on standard input
+	roleCheck    = "check"    // CheckMain
+)
+
+func TestMain(m *testing.M) {
+	switch os.Getenv(roleVariable) {
+	case "":
+		os.Exit(m.Run())
+	case roleWriter:
+		n, _ := strconv.Atoi(os.Args[2])
+		writerMain(os.Args[1], n)
+	case roleExaminer:
+		examinerMain()
+	case roleCheck:
+		os.Exit(CheckMain(os.Args[1]))
+	}
+	os.Exit(0)
+}
+
+// scaled is how often a long test does its thing: full, or less of it with -short or under the race detector.
+func scaled(full, short int) int {
+	if testing.Short() || raceDetector {
+		return short
+	}
+	return full
+}
+
+func runAs(role string, args ...string) *exec.Cmd {
+	cmd := exec.Command("/proc/self/exe", args...)
+	cmd.Env = append(os.Environ(), roleVariable+"="+role)
+	return cmd
+}
+
+func childConfig(dir string) Config {
+	arena, err := secmem.NewArena(4096)
+	if err != nil {
+		panic(err)
+	}
+	return Config{Dir: dir, Arena: arena, Now: func() time.Time { return testTime }}
+}
+
+// writerMain makes keys from several goroutines, so that commits share transactions, rotates and destroys some, and renews root and
+// epoch now and then. After each it writes a line that says so.
+func writerMain(dir string, limit int) {
+	s, err := Open(context.Background(), childConfig(dir))
+	if err == nil {
+		err = s.Unlock(context.Background(), 1, testSecret(1))
+	}
+	if err != nil {
+		fmt.Println("failed", err)
+		os.Exit(3)
+	}
+	start := int(s.Info().Keys)
+	var mu sync.Mutex
+	next, done := start, 0
+	say := func(format string, args ...any) {
+		os.Stdout.WriteString(fmt.Sprintf(format, args...) + "\n")
+		mu.Lock()
+		done++
+		over := limit > 0 && done >= limit
+		mu.Unlock()
+		if over {
+			s.Close()
+			os.Exit(0)
+		}
+	}
+	fail := func(err error) {
+		if err != nil && !errors.Is(err, ErrClosed) {
+			fmt.Println("failed", err)
+			os.Exit(3)
+		}
+	}
+	var wg sync.WaitGroup
+	for range 3 {
+		wg.Go(func() {
+			for {
+				mu.Lock()
+				i := next
+				next++
+				mu.Unlock()
+				name := fmt.Sprintf("app%d/key%d", i%3, i)
+				// A key may be there already, from a run that was killed before it was acknowledged.
+				err := s.Apply(context.Background(), Commit{Changes: []Change{testKey(name, keyspec.Ed25519, 32)}, Audit: []byte(name)})
+				if errors.Is(err, ErrExists) {
+					continue
+				}
+				fail(err)
+				say("create %s", name)
+				if i%5 == 0 {
+					k, err := s.Get(keyspec.Name(name))
+					fail(err)
+					k.Versions[0].State = keyspec.Deactivated
+					k.Versions = append(k.Versions, Version{Number: 2, State: keyspec.Active})
+					k.Current = 2
+					fail(s.Apply(context.Background(), Commit{Changes: []Change{{
+						Key: k, Material: map[keyspec.Version][]byte{2: testMaterial(name, 2, 32)}, Public: map[keyspec.Version]Public{2: testPublic(name, 2)},
+					}}}))
+					say("rotate %s", name)
+				}
+				if i%15 == 0 {
+					k, err := s.Get(keyspec.Name(name))
+					fail(err)
+					k.Versions[0].State = keyspec.Destroyed
+					fail(s.Apply(context.Background(), Commit{Changes: []Change{{Key: k}}}))
+					say("destroy %s", name)
+				}
+				if i%40 == 20 {
+					fail(s.RotateRoot(context.Background()))
+				}
+				if i%60 == 30 {
+					fail(s.RotateEpoch(context.Background(), nil))
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// acknowledged checks that everything in the list is in the store.
+func acknowledged(s *Store, list []string) error {
+	for _, line := range list {
+		what, name, _ := strings.Cut(line, " ")
+		if err := keyError(s, name, 32); err != nil {
+			return fmt.Errorf("%s: %w", line, err)
+		}
+		k, err := s.Get(keyspec.Name(name))
+		if err != nil {
+			return fmt.Errorf("%s: %w", line, err)
+		}
+		switch {
+		case what == "rotate" && (k.Current != 2 || len(k.Versions) != 2):
+			return fmt.Errorf("%s: lost", line)
+		case what == "destroy":
+			if _, err := s.Material(keyspec.Ref{Name: k.Name, Version: 1}, nil); !errors.Is(err, ErrNotFound) || k.Versions[0].State != keyspec.Destroyed {
+				return fmt.Errorf("%s: lost", line)
+			}
+		}
+	}
+	return nil
+}
+
+// examinerMain reads "directory file-with-acknowledged-lines number-of-lines" and answers each with a line: "ok", "refused: reason",
+// or "LOST: reason". It may use 512 MiB.
+func examinerMain() {
+	var path string
+	in := bufio.NewScanner(os.Stdin)
+	limited := false
+	for in.Scan() {
+		var dir, acks string
+		var n int
+		fmt.Sscan(in.Text(), &dir, &acks, &n)
+		path = dir + "/" + databaseFile
+		if !limited {
+			if err := limitMemory(path); err != nil {
+				fmt.Println("LOST:", err)
+				return
+			}
+			limited = true // the time is per image, the parent watches it
+		}
+		fmt.Println(examine(dir, acks, n))
+	}
+}
+
+func examine(dir, acks string, n int) string {
+	oneLine := func(err error) string { return strings.ReplaceAll(err.Error(), "\n", " ") }
+	s, err := Open(context.Background(), childConfig(dir))
+	if err != nil {
+		return "refused: " + oneLine(err)
+	}
+	defer s.config.Arena.Close()
+	defer s.Close()
+	if err := s.Unlock(context.Background(), 1, testSecret(1)); err != nil {
+		return "refused: " + oneLine(err)
+	}
+	b, err := os.ReadFile(acks)
+	if err != nil {
+		return "LOST: " + oneLine(err)
+	}
+	lines := strings.Split(string(bytes.TrimSpace(b)), "\n")
+	if err := acknowledged(s, lines[:n]); err != nil {
+		return "LOST: " + oneLine(err)
+	}
+	report, err := s.Verify(context.Background(), nil)
+	if err != nil {
+		return "LOST: " + oneLine(err)
+	}
+	if len(report.Damaged) > 0 {
+		return fmt.Sprintf("LOST: damaged %v", report.Damaged[0])
+	}
+	if err := s.Apply(context.Background(), Commit{Changes: []Change{testKey("after/crash", keyspec.Ed25519, 32)}}); err != nil {
+		return "LOST: cannot write: " + oneLine(err)
+	}
+	return "ok"
+}
