@@ -70,6 +70,8 @@ func run(ctx context.Context, c config, reread func() (config, error), log *slog
 		return fmt.Errorf("protected memory: %w", err)
 	}
 	defer d.arena.Close()
+	d.slots = newSlotKeeper(c.StateDir, d.arena, d.spawner, log)
+	defer d.slots.Close()
 	if d.audit, err = audit.Open(audit.Config{Dir: filepath.Join(c.StateDir, "audit"), Log: log}); err != nil {
 		return fmt.Errorf("audit log: %w", err)
 	}

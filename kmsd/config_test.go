@@ -1,0 +1,138 @@
+package main
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestParseConfig(t *testing.T) {
+	c, err := parseConfig([]byte(`
+mode = "system"
+state_dir = "/srv/kmsd"
+admin_group = "wheel"
+[sockets]
+mode = "0660"
+group = "apps"
+[limits]
+connections = 10
+idle_seconds = 60
+[cache]
+keys = 5
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.setDefaults(func(string) string { return "" }); err != nil {
+		t.Fatal(err)
+	}
+	if c.StateDir != "/srv/kmsd" || c.RuntimeDir != "/run/kmsd" || c.Sockets.Mode != "0660" || c.Sockets.AdminMode != "0660" ||
+		c.Sockets.AdminGroup != "wheel" || c.Limits.Connections != 10 || c.idle().Seconds() != 60 || c.Cache.Keys != 5 {
+		t.Errorf("%+v", c)
+	}
+	for in, want := range map[string]string{
+		"mode = \"user\"\n\nmodes = 1\n":         "line 3: unknown key",
+		"[sockets]\nmode = \"0600\"\nmood = 1\n": "line 3: unknown key",
+		"[socket]\nmode = \"0600\"\n":            "unknown key",
+		"mode = \n":                              "line 1",
+		"mode = 3\n":                             "line 1",
+		"mode = \"root\"\n":                      "neither user nor system",
+		"state_dir = \"relative\"\n":             "not an absolute path",
+		"policy_file = \"relative\"\n":           "not an absolute path",
+		"[sockets]\nmode = \"rw\"\n":             "octal",
+		"[sockets]\nadmin_mode = \"7777\"\n":     "octal",
+		"[limits]\nconnections = -1\n":           "limits.connections",
+		"[limits]\nconnections = \"many\"\n":     "line 2",
+		"mode = \"user\"\nmode = \"user\"\n":     "line 2",
+		"# " + strings.Repeat("x", maxConfig):    "over",
+	} {
+		_, err := parseConfig([]byte(in))
+		if !errors.Is(err, errConfig) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%.40q: error %v, want %q in it", in, err, want)
+		}
+	}
+}
+
+func TestConfigDefaults(t *testing.T) {
+	env := map[string]string{"HOME": "/home/u", "XDG_RUNTIME_DIR": "/run/user/7"}
+	getenv := func(k string) string { return env[k] }
+	var c config
+	if err := c.setDefaults(getenv); err != nil {
+		t.Fatal(err)
+	}
+	if c.Mode != modeUser || c.StateDir != "/home/u/.local/state/kmsd" || c.appSocket() != "/run/user/7/kmsd/kmsd.sock" ||
+		c.adminSocket() != "/run/user/7/kmsd/admin.sock" || c.Sockets.Mode != "0600" || c.Sockets.AdminMode != "0600" {
+		t.Errorf("%+v", c)
+	}
+	env["XDG_STATE_HOME"] = "/s"
+	c = config{}
+	if c.setDefaults(getenv); c.StateDir != "/s/kmsd" {
+		t.Errorf("state in %s", c.StateDir)
+	}
+	delete(env, "XDG_RUNTIME_DIR")
+	c = config{}
+	if err := c.setDefaults(getenv); !errors.Is(err, errConfig) {
+		t.Errorf("no runtime directory: %v", err)
+	}
+	c = config{Mode: modeSystem}
+	if err := c.setDefaults(getenv); err != nil || c.StateDir != "/var/lib/kmsd" || c.Sockets.Mode != "0666" || c.AdminGroup != "kmsd-admin" {
+		t.Errorf("%+v, error %v", c, err)
+	}
+}
+
+func TestTrustedFiles(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "kmsd.toml")
+	if err := os.WriteFile(path, []byte("mode = \"user\"\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := readTrusted(path, 100); err != nil {
+		t.Error(err)
+	}
+	if _, err := readTrusted(path, 5); err == nil {
+		t.Error("a file over the limit is read")
+	}
+	link := filepath.Join(dir, "link")
+	os.Symlink(path, link)
+	if _, err := readTrusted(link, 100); err == nil {
+		t.Error("a symbolic link is followed")
+	}
+	if _, err := readTrusted(dir, 100); err == nil {
+		t.Error("a directory is read")
+	}
+	for _, mode := range []fs.FileMode{0o664, 0o646} {
+		os.Chmod(path, mode)
+		if _, err := readTrusted(path, 100); !errors.Is(err, errConfig) {
+			t.Errorf("mode %v: %v", mode, err)
+		}
+	}
+	os.Chmod(path, 0o644)
+	if os.Geteuid() == 0 {
+		os.Chown(path, 12345, -1)
+		if _, err := readTrusted(path, 100); !errors.Is(err, errConfig) {
+			t.Errorf("a file of another user: %v", err)
+		}
+	}
+	if _, err := loadConfig(filepath.Join(dir, "none")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a configuration that was named and is not there: %v", err)
+	}
+}
+
+func FuzzConfig(f *testing.F) {
+	f.Add([]byte("mode = \"system\"\n[sockets]\nmode = \"0666\"\n[limits]\nconnections = 3\n"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		c, err := parseConfig(data)
+		if err != nil {
+			return
+		}
+		if err := c.setDefaults(func(string) string { return "/x" }); err != nil {
+			t.Fatal(err)
+		}
+		if !filepath.IsAbs(c.StateDir) || !filepath.IsAbs(c.RuntimeDir) {
+			t.Fatalf("%+v", c)
+		}
+	})
+}
