@@ -1,0 +1,474 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"os/signal"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"golang.org/x/term"
+
+	"github.com/kmsd-project/kmsd/enclave"
+	"github.com/kmsd-project/kmsd/enclave/helper"
+	"github.com/kmsd-project/kmsd/enclave/recovery"
+	"github.com/kmsd-project/kmsd/keystore"
+	"github.com/kmsd-project/kmsd/keystore/secmem"
+)
+
+const (
+	initTimeout = 2 * time.Minute // for the devices and the disk, not for people
+	maxPIN      = 1 << 10
+)
+
+// hinted is an error together with what to do about it.
+type hinted struct {
+	error
+	hint string
+}
+
+func (h hinted) Unwrap() error { return h.error }
+
+// initMain makes a keystore without a daemon: the same work as the operation init, and a dialogue where there is a terminal.
+func initMain(args []string) int {
+	return runInit(args, os.Stdin, os.Stdout, os.Stderr)
+}
+
+func runInit(args []string, in, out, errs *os.File) int {
+	c := &initCommand{in: in, out: out, errs: errs}
+	flags := flag.NewFlagSet("kmsd init", flag.ContinueOnError)
+	flags.SetOutput(errs)
+	flags.StringVar(&c.stateDir, "state-dir", "", "`directory` of the keystore")
+	flags.StringVar(&c.params.Enclave, "enclave", "", "what guards the keystore: `auto`, keyring:file or recovery")
+	flags.StringVar(&c.pinFile, "pin-file", "", "`file` with the PIN of the device, - for the standard input")
+	flags.StringVar(&c.recoveryOut, "recovery-out", "", "new `file` for the recovery key")
+	flags.BoolVar(&c.params.NoRecovery, "no-recovery", false, "make no recovery key")
+	flags.Func("escrow-to", "age `recipient` that every backup is also encrypted to; may be repeated", func(r string) error {
+		c.params.EscrowTo = append(c.params.EscrowTo, r)
+		return nil
+	})
+	if err := flags.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			return 0
+		}
+		return 2
+	}
+	if flags.NArg() > 0 {
+		fmt.Fprintf(errs, "kmsd init: unexpected argument %q\n", flags.Arg(0))
+		return 2
+	}
+	if c.params.NoRecovery && c.recoveryOut != "" {
+		fmt.Fprintln(errs, "kmsd init: --recovery-out and --no-recovery exclude each other")
+		return 2
+	}
+	if err := c.run(context.Background()); err != nil {
+		fmt.Fprintln(errs, "kmsd init:", err)
+		if hint := hintOf(err); hint != "" {
+			fmt.Fprintln(errs, "hint:", hint)
+		}
+		return 1
+	}
+	return 0
+}
+
+// hintOf returns what an error says about its remedy.
+func hintOf(err error) string {
+	var h hinted
+	if errors.As(err, &h) {
+		return h.hint
+	}
+	var e *enclave.Error
+	if errors.As(err, &e) {
+		return e.Remedy
+	}
+	return ""
+}
+
+// initCommand is one run of kmsd init.
+type initCommand struct {
+	in, out, errs *os.File
+	stateDir      string
+	pinFile       string
+	recoveryOut   string
+	params        initParams
+}
+
+// run does it all. Nothing before the last step stands in the way of another run: what the devices hold for slots that never came to
+// be is forgotten, or lies about unused if not even that was possible.
+func (c *initCommand) run(ctx context.Context) error {
+	terminal := term.IsTerminal(int(c.in.Fd())) && term.IsTerminal(int(c.out.Fd()))
+	if !terminal && !c.params.NoRecovery && c.recoveryOut == "" {
+		return hinted{errors.New("there is no terminal to show the recovery key on"),
+			"give --recovery-out FILE, or --no-recovery to do without a recovery key"}
+	}
+	conf, err := configFrom("", c.stateDir, "")
+	if err != nil {
+		return err
+	}
+	c.stateDir = conf.StateDir
+	if err := becomeOwner(c.stateDir); err != nil {
+		return err
+	}
+	// The spawner comes before any secret, and after we have become who the keystore is for.
+	spawner, err := helper.StartSpawner(helper.SpawnerConfig{Command: []string{"/proc/self/exe", "spawner"}})
+	if err != nil {
+		return err
+	}
+	defer spawner.Close()
+	if err := c.checkFree(); err != nil {
+		return err
+	}
+	if c.params.PIN, err = c.readPIN(); err != nil {
+		return err
+	}
+	defer clear(c.params.PIN)
+	made, err := makeStateDir(c.stateDir)
+	if err != nil {
+		return err
+	}
+	done := false
+	defer func() {
+		if made && !done {
+			os.Remove(c.stateDir) // only if it is empty
+		}
+	}()
+	arena, err := secmem.NewArena(arenaSize)
+	if err != nil {
+		return err
+	}
+	defer arena.Close()
+	log := slog.New(slog.NewTextHandler(c.errs, nil))
+	keeper := newSlotKeeper(c.stateDir, arena, spawner, log)
+	defer keeper.Close()
+
+	if terminal && c.params.Enclave == "" {
+		if c.params.Enclave, err = c.ask(ctx, keeper); err != nil {
+			return err
+		}
+	}
+	limited, cancel := context.WithTimeout(ctx, initTimeout)
+	enrolled, err := keeper.prepare(limited, c.params)
+	cancel()
+	if err != nil {
+		return err
+	}
+	defer enrolled.close()
+	store, err := c.finish(ctx, terminal, enrolled, keystore.Config{
+		Dir: c.stateDir, Arena: arena, Log: log, CheckCommand: []string{"/proc/self/exe", "check-store"},
+	})
+	if err != nil {
+		enrolled.abort(ctx)
+		return err
+	}
+	done = true
+	c.report(store)
+	return store.Close()
+}
+
+// finish puts the recovery key where it belongs and then makes the keystore.
+//
+// Invariant: a keystore with a recovery slot only comes to be after its recovery key is safe on disk or was seen by somebody.
+func (c *initCommand) finish(ctx context.Context, terminal bool, enrolled *enrolment, config keystore.Config) (*keystore.Store, error) {
+	if len(enrolled.recovery) > 0 {
+		if c.recoveryOut == "" {
+			if err := c.show(enrolled.recovery[0]); err != nil {
+				return nil, err
+			}
+		} else {
+			// From here on an interrupt would leave a recovery key without a keystore.
+			signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+			if err := writeSecretFile(c.recoveryOut, append(enrolled.recovery[0], '\n')); err != nil {
+				if errors.Is(err, fs.ErrExist) {
+					err = hinted{err, "choose another file; a key that is already there is never overwritten"}
+				}
+				return nil, fmt.Errorf("write the recovery key: %w", err)
+			}
+		}
+		clear(enrolled.recovery[0])
+	}
+	ctx, cancel := context.WithTimeout(ctx, initTimeout)
+	defer cancel()
+	store, err := enrolled.commit(ctx, config)
+	if err != nil && c.recoveryOut != "" {
+		os.Remove(c.recoveryOut)
+	}
+	return store, err
+}
+
+// checkFree refuses what would fail at the end before anybody writes down a key for nothing.
+func (c *initCommand) checkFree() error {
+	if exists, err := keystore.Exists(c.stateDir); err != nil {
+		return err
+	} else if exists {
+		return hinted{fmt.Errorf("%w in %s", keystore.ErrStoreExists, c.stateDir), "use it as it is, or name another --state-dir"}
+	}
+	if c.recoveryOut == "" {
+		return nil
+	}
+	abs, err := filepath.Abs(c.recoveryOut)
+	if err != nil {
+		return err
+	}
+	c.recoveryOut = abs
+	if _, err := os.Lstat(abs); err == nil {
+		return hinted{fmt.Errorf("%s: %w", abs, fs.ErrExist), "choose another file; a key that is already there is never overwritten"}
+	}
+	if err := unix.Access(filepath.Dir(abs), unix.W_OK|unix.X_OK); err != nil {
+		return hinted{fmt.Errorf("%s: %w", filepath.Dir(abs), err), fmt.Sprintf("choose a directory that uid %d may write to", os.Geteuid())}
+	}
+	if inside(abs, c.stateDir) {
+		fmt.Fprintln(c.errs, "warning: a recovery key beside its keystore protects nothing; move it away")
+	}
+	return nil
+}
+
+// inside reports whether path is in the tree of dir.
+func inside(path, dir string) bool {
+	rel, err := filepath.Rel(dir, path)
+	return err == nil && rel != ".." && !strings.HasPrefix(rel, "../")
+}
+
+// readPIN reads the PIN file, without its last line end.
+func (c *initCommand) readPIN() ([]byte, error) {
+	if c.pinFile == "" {
+		return nil, nil
+	}
+	file := c.in
+	if c.pinFile != "-" {
+		var err error
+		if file, err = os.Open(c.pinFile); err != nil {
+			return nil, err
+		}
+		defer file.Close()
+	}
+	pin := make([]byte, maxPIN+1)
+	n, err := io.ReadFull(file, pin)
+	if err == nil {
+		clear(pin)
+		return nil, fmt.Errorf("a PIN has at most %d bytes", maxPIN)
+	}
+	if !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		clear(pin)
+		return nil, err
+	}
+	for n > 0 && (pin[n-1] == '\n' || pin[n-1] == '\r') {
+		n--
+	}
+	return pin[:n], nil
+}
+
+// ask lets a person choose the enclave.
+func (c *initCommand) ask(ctx context.Context, keeper *slotKeeper) (string, error) {
+	choices := keeper.choices(ctx)
+	fmt.Fprintf(c.out, "kmsd will make a keystore in %s.\n\nWhat shall guard it? Found here, best first:\n\n", c.stateDir)
+	best := 0
+	for i, choice := range choices {
+		fmt.Fprintf(c.out, "  %d  %-14s %s\n", i+1, choice.Spec, choice.Level)
+		switch {
+		case choice.Health.State != enclave.Ready:
+			fmt.Fprintf(c.out, "     %-14s not usable now (%s): %s\n", "", choice.Health.State, choice.Health.Detail)
+		case best == 0:
+			best = i + 1
+		}
+		if choice.Spec == recovery.Kind {
+			fmt.Fprintf(c.out, "     %-14s every start of kmsd then waits for the recovery key\n", "")
+		}
+	}
+	for range 3 {
+		fmt.Fprintf(c.out, "\nChoice [%d]: ", best)
+		answer, err := c.line()
+		if err != nil {
+			return "", err
+		}
+		if answer == "" {
+			answer = strconv.Itoa(best)
+		}
+		for i, choice := range choices {
+			if answer == strconv.Itoa(i+1) || answer == choice.Spec {
+				return choice.Spec, nil
+			}
+		}
+		fmt.Fprintf(c.out, "Please answer with a number from 1 to %d.\n", len(choices))
+	}
+	return "", errors.New("no choice was made")
+}
+
+// show puts the recovery key on the terminal, once, and waits until somebody has written it down.
+func (c *initCommand) show(key []byte) error {
+	fmt.Fprint(c.out, "\nThis is the recovery key. It opens the keystore when this machine cannot, and it opens a stolen copy too.\n"+
+		"Write it down now and keep it somewhere else; it is not shown again.\n\n    ")
+	c.out.Write(key)
+	fmt.Fprint(c.out, "\n\nPress Enter when you have it on paper: ")
+	_, err := c.line()
+	return err
+}
+
+// line reads one line from the terminal. End of input is an error: nobody is there to agree.
+func (c *initCommand) line() (string, error) {
+	var text []byte
+	var b [1]byte
+	for len(text) < 256 {
+		n, err := c.in.Read(b[:])
+		if n == 1 && b[0] == '\n' {
+			return strings.TrimSpace(string(text)), nil
+		}
+		if n == 1 {
+			text = append(text, b[0])
+		}
+		if err != nil {
+			return "", fmt.Errorf("nobody answers: %w", err)
+		}
+	}
+	return "", errors.New("the line is too long")
+}
+
+// report says what there is now.
+func (c *initCommand) report(s *keystore.Store) {
+	fmt.Fprintf(c.errs, "made keystore %x in %s\n", s.Info().StoreID, c.stateDir)
+	for _, slot := range s.Slots() {
+		fmt.Fprintf(c.errs, "  slot %d  %-14s %s\n", slot.ID, slot.Kind, slot.Level)
+	}
+	if c.recoveryOut != "" {
+		fmt.Fprintf(c.errs, "the recovery key is in %s: print it, keep it elsewhere, remove the file\n", c.recoveryOut)
+	}
+	if c.params.NoRecovery {
+		fmt.Fprintln(c.errs, "there is no recovery key: what this machine loses is lost (kmsctl slot add recovery makes one)")
+	}
+}
+
+// becomeOwner makes a process of root that of the owner of the state directory, so that nothing in it ever belongs to root unless the
+// directory does. A directory that is yet to be made must be in one of root's.
+func becomeOwner(dir string) error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	info, err := os.Lstat(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		parent, err := nearest(dir)
+		if err != nil {
+			return err
+		}
+		if uid := owner(parent); uid != 0 {
+			return hinted{fmt.Errorf("%s is to be made by root in a directory of uid %d", dir, uid),
+				"make the directory first, owned by the user kmsd runs as, or run kmsd init as that user"}
+		}
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	uid := owner(info)
+	if uid == 0 {
+		return nil
+	}
+	gid := int(info.Sys().(*syscall.Stat_t).Gid)
+	groups := []int{gid}
+	if u, err := user.LookupId(strconv.Itoa(uid)); err == nil {
+		if gid, err = strconv.Atoi(u.Gid); err != nil {
+			return err
+		}
+		groups = []int{gid}
+		if more, err := u.GroupIds(); err == nil { // devices are opened by group
+			groups = groups[:0]
+			for _, g := range more {
+				if n, err := strconv.Atoi(g); err == nil {
+					groups = append(groups, n)
+				}
+			}
+		}
+	}
+	for _, step := range []func() error{
+		func() error { return syscall.Setgroups(groups) },
+		func() error { return syscall.Setgid(gid) },
+		func() error { return syscall.Setuid(uid) },
+	} {
+		if err := step(); err != nil {
+			return hinted{fmt.Errorf("become uid %d, who owns %s: %w", uid, dir, err), "run kmsd init as that user"}
+		}
+	}
+	return harden() // a change of user may make a process dumpable again
+}
+
+// nearest returns the closest directory above path that there is.
+func nearest(path string) (fs.FileInfo, error) {
+	for {
+		path = filepath.Dir(path)
+		info, err := os.Stat(path)
+		if !errors.Is(err, fs.ErrNotExist) || path == "/" {
+			return info, err
+		}
+	}
+}
+
+func owner(info fs.FileInfo) int { return int(info.Sys().(*syscall.Stat_t).Uid) }
+
+// makeStateDir makes the directory, and reports whether it had to. One that is there, ours and empty is closed to others; any other that
+// is open to others is refused, since it is not known what has happened in it.
+func makeStateDir(dir string) (made bool, err error) {
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return false, err
+	}
+	err = os.Mkdir(dir, 0o700)
+	if !errors.Is(err, fs.ErrExist) {
+		return err == nil, err
+	}
+	info, err := os.Lstat(dir)
+	if err != nil {
+		return false, err
+	}
+	switch {
+	case !info.IsDir():
+		return false, fmt.Errorf("%s is not a directory", dir)
+	case owner(info) != os.Geteuid():
+		return false, hinted{fmt.Errorf("%s belongs to uid %d", dir, owner(info)), "run kmsd init as that user"}
+	case info.Mode().Perm()&0o077 == 0:
+		return false, nil
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
+		return false, hinted{errors.Join(fmt.Errorf("%s is open to others (mode %04o) and not empty", dir, info.Mode().Perm()), err), "look at what is in it, then: chmod 700 " + dir}
+	}
+	return false, os.Chmod(dir, 0o700)
+}
+
+// writeSecretFile writes a new file for us alone, durably, and wipes data.
+func writeSecretFile(path string, data []byte) error {
+	defer clear(data)
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Sync()
+	}
+	if closeErr := f.Close(); err == nil {
+		err = closeErr
+	}
+	if err == nil {
+		err = syncDir(filepath.Dir(path))
+	}
+	if err != nil {
+		os.Remove(path)
+	}
+	return err
+}
+
+func syncDir(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
