@@ -22,10 +22,11 @@ func main() {
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, *bin)
+	interrupted := ctx.Err() != nil
 	stop()
 	switch {
 	case err == nil:
-	case ctx.Err() != nil:
+	case interrupted:
 		fmt.Fprintln(os.Stderr, "\ninterrupted; everything was removed")
 		os.Exit(130)
 	default:
