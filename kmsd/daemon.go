@@ -49,6 +49,11 @@ type daemon struct {
 // -> sockets. reread reads the configuration again, for SIGHUP.
 func run(ctx context.Context, c config, reread func() (config, error), log *slog.Logger) (err error) {
 	d := &daemon{config: c, log: log}
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
+	ctx, cancel := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
+	defer cancel()
 	if err := d.checkUser(); err != nil {
 		return err
 	}
@@ -91,9 +96,10 @@ func run(ctx context.Context, c config, reread func() (config, error), log *slog
 	if err := d.openStore(ctx); err != nil {
 		return err
 	}
-	background, stop := context.WithCancel(ctx)
-	defer stop()
-	go d.engine.Run(background)
+	background, stop := context.WithCancel(context.WithoutCancel(ctx)) // to the end of the last request
+	over := make(chan struct{})
+	go func() { d.engine.Run(background); close(over) }()
+	defer func() { stop(); <-over }()
 
 	d.dispatcher.open(operations(), engine.Scrub)
 	defer d.dispatcher.close()
@@ -113,11 +119,12 @@ func run(ctx context.Context, c config, reread func() (config, error), log *slog
 	log.Info("ready", "state", phase(d.phase.Load()).String(), "socket", c.appSocket(), "admin", c.adminSocket())
 	fmt.Fprintln(os.Stderr, "ready")
 	sd.SdNotify(false, "READY=1\nSTATUS="+phase(d.phase.Load()).String())
-	err = d.wait(ctx, failed, reread)
+	err = d.wait(ctx, failed, hangup, reread)
 
 	sd.SdNotify(false, "STOPPING=1")
-	grace, cancel := context.WithTimeout(context.Background(), shutdownGrace)
-	defer cancel()
+	log.Info("stopping")
+	grace, expire := context.WithTimeout(context.Background(), shutdownGrace)
+	defer expire()
 	if e := d.ipc.Shutdown(grace); e != nil {
 		log.Warn("requests were cut off", "error", e)
 	}
@@ -125,21 +132,14 @@ func run(ctx context.Context, c config, reread func() (config, error), log *slog
 }
 
 // wait returns when the daemon shall stop, and reloads meanwhile.
-func (d *daemon) wait(ctx context.Context, failed <-chan error, reread func() (config, error)) error {
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGHUP, syscall.SIGTERM, syscall.SIGINT)
-	defer signal.Stop(signals)
+func (d *daemon) wait(ctx context.Context, failed <-chan error, hangup <-chan os.Signal, reread func() (config, error)) error {
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case err := <-failed:
 			return err
-		case s := <-signals:
-			if s != syscall.SIGHUP {
-				d.log.Info("stopping", "signal", s.String())
-				return nil
-			}
+		case <-hangup:
 			d.reload(reread)
 		}
 	}
