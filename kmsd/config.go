@@ -222,11 +222,9 @@ func (c *config) setDefaults(getenv func(string) string) error {
 		c.StateDir = filepath.Join(state, "kmsd")
 	}
 	if c.RuntimeDir == "" {
-		runtime := getenv("XDG_RUNTIME_DIR")
-		if runtime == "" {
-			return fmt.Errorf("%w: neither --runtime-dir nor XDG_RUNTIME_DIR is set", errConfig)
+		if runtime := getenv("XDG_RUNTIME_DIR"); runtime != "" { // not everybody needs it: kmsd init has no sockets
+			c.RuntimeDir = filepath.Join(runtime, "kmsd")
 		}
-		c.RuntimeDir = filepath.Join(runtime, "kmsd")
 	}
 	return nil
 }

@@ -74,8 +74,17 @@ func TestConfigDefaults(t *testing.T) {
 	}
 	delete(env, "XDG_RUNTIME_DIR")
 	c = config{}
-	if err := c.setDefaults(getenv); !errors.Is(err, errConfig) {
+	if err := c.setDefaults(getenv); err != nil || c.RuntimeDir != "" {
+		t.Errorf("no runtime directory: %q, %v", c.RuntimeDir, err)
+	}
+	if _, err := (&daemon{config: c}).claimRuntimeDir(); !errors.Is(err, errConfig) {
 		t.Errorf("no runtime directory: %v", err)
+	}
+	delete(env, "XDG_STATE_HOME")
+	delete(env, "HOME")
+	c = config{}
+	if err := c.setDefaults(getenv); !errors.Is(err, errConfig) {
+		t.Errorf("no state directory: %v", err)
 	}
 	c = config{Mode: modeSystem}
 	if err := c.setDefaults(getenv); err != nil || c.StateDir != "/var/lib/kmsd" || c.Sockets.Mode != "0666" || c.AdminGroup != "kmsd-admin" {

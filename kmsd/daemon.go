@@ -250,6 +250,9 @@ func (d *daemon) closeStore() {
 // Invariant: who holds the lock is the only kmsd of this directory, so a socket found there is nobody's and may go.
 func (d *daemon) claimRuntimeDir() (release func(), err error) {
 	dir := d.config.RuntimeDir
+	if dir == "" {
+		return nil, fmt.Errorf("%w: neither --runtime-dir nor XDG_RUNTIME_DIR is set", errConfig)
+	}
 	mode := fs.FileMode(0o700)
 	if d.config.Mode == modeSystem {
 		mode = 0o755 // other users reach the sockets through it
