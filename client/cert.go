@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"crypto"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -99,7 +100,7 @@ func parseChain(der [][]byte) ([]*x509.Certificate, error) {
 // ErrNoCertificate says that a key has no certificate, which TLS needs.
 var ErrNoCertificate = errors.New("the key has no certificate")
 
-// Certificate returns the chain of the key with the key as its private key, for a tls.Config. Where a rotation shall take
+// Certificate returns the chain of the key, with the key as the private key of its leaf, for a tls.Config. Where a rotation shall take
 // effect without a restart use [CertificateSource].
 func (k *Key) Certificate(ctx context.Context) (tls.Certificate, error) {
 	chain, err := k.client.Chain(ctx, k.pinned)
@@ -109,12 +110,16 @@ func (k *Key) Certificate(ctx context.Context) (tls.Certificate, error) {
 	if len(chain) == 0 {
 		return tls.Certificate{}, fmt.Errorf("%w: %s", ErrNoCertificate, k.pinned)
 	}
-	certificate := tls.Certificate{PrivateKey: k, Leaf: chain[0], SupportedSignatureAlgorithms: k.tlsAlgorithms()}
+	certificate := tls.Certificate{PrivateKey: signer{k}, Leaf: chain[0], SupportedSignatureAlgorithms: k.tlsAlgorithms()}
 	for _, c := range chain {
 		certificate.Certificate = append(certificate.Certificate, c.Raw)
 	}
 	return certificate, nil
 }
+
+// signer is a Key without Decrypt: crypto/tls takes a crypto.Decrypter for one that does the RSA key exchange of TLS 1.2,
+// and fails if it does not.
+type signer struct{ crypto.MessageSigner }
 
 // tlsAlgorithms keeps crypto/tls from choosing what kmsd does not sign with, such as SHA-1.
 func (k *Key) tlsAlgorithms() []tls.SignatureScheme {
@@ -177,6 +182,9 @@ func (s *CertificateSource) GetClientCertificate(request *tls.CertificateRequest
 
 // get returns the certificate, looked up again by one handshake at a time. When that fails the last one serves on.
 func (s *CertificateSource) get(ctx context.Context) (*tls.Certificate, error) {
+	if ctx == nil { // of a handshake that a test made up
+		ctx = context.Background()
+	}
 	s.mu.Lock()
 	current := s.current
 	if current != nil && (s.looking || time.Since(s.looked) < s.refresh) {
