@@ -31,7 +31,7 @@ func newDoctor(a *app) *cobra.Command {
 		RunE: func(c *cobra.Command, args []string) error {
 			findings, failure := a.examine(c.Context(), selfTest)
 			err := a.print(findings, func(w io.Writer) {
-				rows := [][]string{{"", "CHECK", "FOUND"}}
+				rows := [][]string{{"RESULT", "CHECK", "FOUND"}}
 				for _, f := range findings {
 					rows = append(rows, []string{f.Result, f.Check, f.Detail})
 				}
@@ -143,8 +143,8 @@ func (a *app) examine(ctx context.Context, selfTest bool) (findings []finding, f
 			}
 		}
 	}
-	if failure != nil && s.State == "locked" {
-		failure = errors.Join(failure, client.ErrLocked)
+	if s.State == "locked" {
+		failure = client.ErrLocked // so that the exit code is the one of every command
 	}
 	return findings, failure
 }

@@ -173,7 +173,7 @@ func writeKey(w io.Writer, k *proto.KeyInfo) {
 		"Owner", "uid "+number(k.Owner), "Labels", labels(k.Labels), "Usable via", strings.Join(k.UsableVia, ", "),
 		"Created", day(k.Created), "Keeps", keep, "Minimum version", minimum)
 	fmt.Fprintln(w)
-	rows := [][]string{{"VERSION", "STATE", "CREATED", "NOT BEFORE", "EXPIRES", "PUBLIC KEY (SHA-256)", ""}}
+	rows := [][]string{{"VERSION", "STATE", "CREATED", "NOT BEFORE", "EXPIRES", "PUBLIC KEY (SHA-256)", "NOTE"}}
 	for _, v := range k.Versions {
 		var note []string
 		if v.Version == k.Current {

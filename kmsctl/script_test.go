@@ -86,6 +86,7 @@ func TestScripts(t *testing.T) {
 type process struct {
 	cmd    *exec.Cmd
 	exited chan struct{}
+	log    *bytes.Buffer // standard error, complete once exited is closed
 }
 
 // startDaemon starts kmsd and waits for its ready line.
@@ -100,13 +101,13 @@ func startDaemon(dir string, env []string) (*process, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
-	p := &process{cmd: cmd, exited: make(chan struct{})}
+	log := new(bytes.Buffer)
+	p := &process{cmd: cmd, exited: make(chan struct{}), log: log}
 	ready := make(chan struct{})
-	var log bytes.Buffer // read after exited is closed
 	go func() {
 		lines := bufio.NewScanner(stderr)
 		for lines.Scan() {
-			fmt.Fprintln(&log, lines.Text())
+			fmt.Fprintln(log, lines.Text())
 			if lines.Text() == "ready" {
 				close(ready)
 			}

@@ -13,7 +13,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/kmsd-project/kmsd/client"
 	"github.com/kmsd-project/kmsd/ipc/proto"
 	"github.com/kmsd-project/kmsd/keystore/keyspec"
 )
@@ -48,7 +47,6 @@ type signInput struct {
 	scheme string
 	data   []byte
 	digest []byte
-	stream io.ReadCloser // data too large for one request, of a scheme that takes the message
 }
 
 // signInput reads the input. Large data are hashed here, so that they need not cross the socket; a scheme that takes the
@@ -61,12 +59,7 @@ func (a *app) signInput(ctx context.Context, f *signFlags) (*signInput, error) {
 	if err != nil {
 		return nil, err
 	}
-	handedOn := false
-	defer func() {
-		if !handedOn {
-			r.Close()
-		}
-	}()
+	defer r.Close()
 	head, err := io.ReadAll(io.LimitReader(r, proto.MaxData+1))
 	if err != nil {
 		return nil, err
@@ -81,31 +74,17 @@ func (a *app) signInput(ctx context.Context, f *signFlags) (*signInput, error) {
 		}
 	}
 	hash := hashOf(scheme)
-	whole := &contextReader{ctx, io.MultiReader(bytes.NewReader(head), r)}
 	if hash == 0 {
-		handedOn = true
-		return &signInput{scheme: scheme, stream: readCloser{whole, r}}, nil
+		return nil, withHint(fmt.Errorf("%s signs the message itself, and that is at most %s", scheme, size(proto.MaxData)),
+			"sign a digest of the data (sha256sum), or use an ECDSA or RSA key")
 	}
 	p := a.progressOf("hashing", total)
 	defer p.end()
 	h := hash.New()
-	if _, err := io.Copy(h, p.reader(whole)); err != nil {
+	if _, err := io.Copy(h, p.reader(&contextReader{ctx, io.MultiReader(bytes.NewReader(head), r)})); err != nil {
 		return nil, err
 	}
 	return &signInput{scheme: scheme, digest: h.Sum(nil)}, nil
-}
-
-type readCloser struct {
-	io.Reader
-	io.Closer
-}
-
-// messageHint explains the limit of schemes that take the message.
-func messageHint(err error) error {
-	if errors.Is(err, client.ErrTooLarge) {
-		return withHint(err, "Ed25519 signs the message itself: sign a digest of the data (sha256sum), or use an ECDSA or RSA key")
-	}
-	return err
 }
 
 // defaultScheme is the scheme the daemon takes when none is named: the first that signs.
@@ -163,8 +142,9 @@ func newSign(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			r, err := a.sign(c.Context(), &f, in)
-			if err != nil {
+			var r proto.SignReply
+			params := proto.Sign{Key: f.key, Scheme: in.scheme, Encoding: f.encoding, Data: in.data, Digest: in.digest}
+			if err := a.call(c.Context(), proto.OpSign, &params, &r); err != nil {
 				return err
 			}
 			if a.json && out.path == "-" {
@@ -176,26 +156,11 @@ func newSign(a *app) *cobra.Command {
 			}
 			return a.writeResult(out, result, binary, modePublic)
 		},
-	}, proto.OpSign, proto.OpStreamBegin, proto.OpStreamUpdate, proto.OpStreamFinish)
+	}, proto.OpSign)
 	f.register(a, c)
 	out.register(c)
 	text.register(c)
 	return c
-}
-
-func (a *app) sign(ctx context.Context, f *signFlags, in *signInput) (*proto.SignReply, error) {
-	if in.stream != nil {
-		defer in.stream.Close()
-		k, err := a.key(ctx, f.key)
-		if err != nil {
-			return nil, err
-		}
-		signature, err := k.SignReader(ctx, in.stream, keyspec.Scheme(in.scheme))
-		return &proto.SignReply{Signature: signature, Version: k.Version()}, messageHint(err)
-	}
-	var r proto.SignReply
-	err := a.call(ctx, proto.OpSign, &proto.Sign{Key: f.key, Scheme: in.scheme, Encoding: f.encoding, Data: in.data, Digest: in.digest}, &r)
-	return &r, err
 }
 
 // maxSignature is the longest signature file in bytes.
@@ -217,18 +182,6 @@ func newVerify(a *app) *cobra.Command {
 			in, err := a.signInput(c.Context(), &f)
 			if err != nil {
 				return err
-			}
-			if in.stream != nil {
-				defer in.stream.Close()
-				k, err := a.key(c.Context(), f.key)
-				if err != nil {
-					return err
-				}
-				compromised, err := k.VerifyReader(c.Context(), in.stream, signature, keyspec.Scheme(in.scheme))
-				if err != nil {
-					return messageHint(err)
-				}
-				return a.printVerified(&proto.VerifyReply{Version: k.Version(), Compromised: compromised})
 			}
 			var r proto.VerifyReply
 			params := proto.Verify{Key: f.key, Scheme: in.scheme, Encoding: f.encoding, Data: in.data, Digest: in.digest, Signature: signature}
