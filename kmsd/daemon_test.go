@@ -27,7 +27,9 @@ func TestMain(m *testing.M) {
 	if os.Getenv(commandEnv) != "" || len(os.Args) > 1 && (os.Args[1] == "spawner" || os.Args[1] == "check-store") {
 		os.Exit(command(os.Args[1:]))
 	}
-	os.Exit(m.Run())
+	code := m.Run()
+	removeBinaries()
+	os.Exit(code)
 }
 
 // process is a running kmsd.

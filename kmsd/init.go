@@ -112,7 +112,7 @@ func (c *initCommand) run(ctx context.Context) error {
 		return hinted{errors.New("there is no terminal to show the recovery key on"),
 			"give --recovery-out FILE, or --no-recovery to do without a recovery key"}
 	}
-	conf, err := configFrom("", c.stateDir, "")
+	conf, err := configFrom("", c.stateDir, "/") // there are no sockets here, so the runtime directory does not matter
 	if err != nil {
 		return err
 	}

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -73,7 +74,7 @@ func (f *File) Put(ctx context.Context, name string, data []byte) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	unlock, err := f.lock()
+	unlock, err := f.lock(ctx)
 	if err != nil {
 		return err
 	}
@@ -283,8 +284,11 @@ func (f *File) newMachineSecret() (pass string, err error) {
 	return pass, err
 }
 
+// lockWait is how long Put waits for another process, such as a helper that was just killed and has not quite gone.
+const lockWait = 2 * time.Second
+
 // lock makes the directory and keeps other processes from writing into it.
-func (f *File) lock() (unlock func(), err error) {
+func (f *File) lock(ctx context.Context) (unlock func(), err error) {
 	if err := makeDir(f.dir); err != nil {
 		return nil, err
 	}
@@ -292,11 +296,22 @@ func (f *File) lock() (unlock func(), err error) {
 	if err != nil {
 		return nil, misconfigured(err)
 	}
-	if err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		file.Close()
-		return nil, &enclave.Error{Kind: enclave.ErrBusy, Detail: "another process is writing to the keyring"}
+	for end := time.Now().Add(lockWait); ; {
+		err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return func() { file.Close() }, nil
+		}
+		if time.Now().After(end) {
+			file.Close()
+			return nil, &enclave.Error{Kind: enclave.ErrBusy, Detail: "another process is writing to the keyring", Remedy: "try again when it is done"}
+		}
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-ctx.Done():
+			file.Close()
+			return nil, ctx.Err()
+		}
 	}
-	return func() { file.Close() }, nil
 }
 
 // makeDir makes a directory for us alone, durably, or checks the one that is there.

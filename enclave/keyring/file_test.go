@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -142,6 +143,15 @@ func TestTwoWriters(t *testing.T) {
 	}
 	if _, err := d.Wrap(t.Context(), make([]byte, enclave.SecretSize), nil); !errors.Is(err, enclave.ErrBusy) {
 		t.Errorf("wrap beside another writer: %v", err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := d.Wrap(ctx, make([]byte, enclave.SecretSize), nil); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("wrap with a deadline beside another writer: %v", err)
+	}
+	time.AfterFunc(50*time.Millisecond, func() { lock.Close() })
+	if _, err := d.Wrap(t.Context(), make([]byte, enclave.SecretSize), nil); err != nil {
+		t.Errorf("wrap while another writer finishes: %v", err)
 	}
 }
 

@@ -341,10 +341,25 @@ func TestHelperKilledInACall(t *testing.T) {
 	}
 }
 
+// freeze stops a process and waits until all of it stands still.
+func freeze(t *testing.T, pid int) {
+	t.Helper()
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		return // it has gone
+	}
+	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil || bytes.Contains(stat, []byte(") T ")) || bytes.Contains(stat, []byte(") Z ")) {
+			return
+		}
+	}
+	t.Fatal("the helper does not stop")
+}
+
 func TestFrozenHelperDoesNotFreezeUs(t *testing.T) {
 	m := enrolled(t)
 	for _, pid := range helpers(t) {
-		syscall.Kill(pid, syscall.SIGSTOP)
+		freeze(t, pid)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
