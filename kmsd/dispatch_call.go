@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/kmsd-project/kmsd/ipc/proto"
-	"github.com/kmsd-project/kmsd/kmsd/engine"
 )
 
 // Causes of the end of a call before its time.
@@ -92,9 +91,6 @@ func (c *call) release() {
 		}
 	}
 }
-
-// caller returns who asks.
-func (c *call) caller() engine.Caller { return c.session.who }
 
 // decode decodes the params of c. Byte fields alias the request and are valid until the handler returns.
 func decode[T any, P interface {
