@@ -58,7 +58,10 @@ func run(ctx context.Context, c config, reread func() (config, error), log *slog
 		return err
 	}
 	if !freedIsOverwritten() {
-		log.Warn("this build does not overwrite freed memory; build it with make")
+		log.Warn("this build does not overwrite freed memory (GODEBUG clobberfree=1); build it with make")
+	}
+	if !negativeSerialsAreRead() {
+		log.Warn("this build does not read certificates with negative serial numbers (GODEBUG x509negativeserial=1); build it with make")
 	}
 
 	// The spawner comes first: what it inherits must hold no secret.

@@ -324,19 +324,29 @@ func TestCommandLine(t *testing.T) {
 	}
 }
 
-func TestFreedIsOverwritten(t *testing.T) {
+// TestBuildSettingsAreSeen runs the checks of the build settings with and without them.
+func TestBuildSettingsAreSeen(t *testing.T) {
+	if negativeSerialsAreRead() && !strings.Contains(os.Getenv("GODEBUG"), "x509negativeserial=1") {
+		t.Error("the check finds negative serial numbers read in a build that does not read them")
+	}
 	if freedIsOverwritten() && !strings.Contains(os.Getenv("GODEBUG"), "clobberfree=1") {
 		t.Error("the check finds overwritten memory in a build that does not overwrite")
 	}
-	cmd := exec.Command("/proc/self/exe", "-test.run=^TestFreedChild$", "-test.v")
-	cmd.Env = append(os.Environ(), "GODEBUG=clobberfree=1", "KMSD_TEST_FREED=1")
+	cmd := exec.Command("/proc/self/exe", "-test.run=^TestBuildSettingsChild$")
+	cmd.Env = append(os.Environ(), "GODEBUG=clobberfree=1,x509negativeserial=1", "KMSD_TEST_SETTINGS=1")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Errorf("the check does not notice clobberfree=1: %s", out)
+		t.Errorf("the checks do not notice the settings: %s", out)
 	}
 }
 
-func TestFreedChild(t *testing.T) {
-	if os.Getenv("KMSD_TEST_FREED") != "" && !freedIsOverwritten() {
+func TestBuildSettingsChild(t *testing.T) {
+	if os.Getenv("KMSD_TEST_SETTINGS") == "" {
+		return // only the test above makes this a process of its own
+	}
+	if !freedIsOverwritten() {
 		t.Error("freed memory is not overwritten")
+	}
+	if !negativeSerialsAreRead() {
+		t.Error("negative serial numbers are not read")
 	}
 }
