@@ -109,6 +109,7 @@ var wireErrors = []struct {
 	{keyspec.ErrScheme, proto.CodeInvalid, proto.ClassInput, true, 0, ""},
 	{keyspec.ErrReason, proto.CodeInvalid, proto.ClassInput, true, 0, ""},
 	{engine.ErrInput, proto.CodeInvalid, proto.ClassInput, true, 0, ""},
+	{errSpec, proto.CodeInvalid, proto.ClassInput, true, 0, ""},
 
 	{context.DeadlineExceeded, proto.CodeDeadline, proto.ClassState, false, 0, "the deadline has passed"},
 	{context.Canceled, proto.CodeCancelled, proto.ClassState, false, 0, "the request was cancelled"},

@@ -90,7 +90,7 @@ func exists(path string) bool {
 	return err == nil
 }
 
-// openedBy opens the keystore in dir with the real helper or, when a key is given, with that.
+// openedBy opens the keystore in dir with a recovery key.
 func openedBy(t *testing.T, dir string, a enclave.Auth) error {
 	t.Helper()
 	arena, err := secmem.NewArena(64 << 10)
@@ -103,11 +103,7 @@ func openedBy(t *testing.T, dir string, a enclave.Auth) error {
 		return err
 	}
 	defer s.Close()
-	r := newSlotRig(t)
-	if len(a.Secret) > 0 {
-		return r.unlock(t.Context(), s, 0, a)
-	}
-	return r.unlockUnattended(t.Context(), s)
+	return newSlotRig(t).unlock(t.Context(), s, 0, a)
 }
 
 func TestInitWritesTheRecoveryKey(t *testing.T) {
@@ -397,7 +393,7 @@ func TestInitDialogue(t *testing.T) {
 			}
 			x.press(test.answer)
 			x.expect("Press Enter when you have it on paper")
-			if exists(filepath.Join(state, "header")) {
+			if there, err := keystore.Exists(state); err != nil || there {
 				t.Error("the keystore was made before anybody had the recovery key")
 			}
 			keys := keyOnScreen.FindAllString(x.text(), -1)
