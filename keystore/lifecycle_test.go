@@ -224,7 +224,7 @@ func copyDir(t testing.TB, from string) string {
 func TestEpochRotationResumesAfterACrashAtEachStep(t *testing.T) {
 	ctx := context.Background()
 	s := newStore(t)
-	const keys = 8000 // several steps of resealLeaves leaves
+	const keys = 5000 // several steps of resealLeaves leaves
 	var changes []Change
 	for i := range keys {
 		c := testKey(fmt.Sprintf("app/k%d", i), keyspec.Ed25519, 32)

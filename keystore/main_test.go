@@ -24,6 +24,7 @@ const (
 	roleWriter   = "writer"   // changes the store in $1 until it is killed, or $2 operations, and says what was acknowledged
 	roleExaminer = "examiner" // examines the stores named on standard input
 	roleCheck    = "check"    // CheckMain
+	roleFull     = "full"     // runs out of space for its files
 )
 
 func TestMain(m *testing.M) {
@@ -35,6 +36,8 @@ func TestMain(m *testing.M) {
 		writerMain(os.Args[1], n)
 	case roleExaminer:
 		examinerMain()
+	case roleFull:
+		fullMain(os.Args[1])
 	case roleCheck:
 		os.Exit(CheckMain(os.Args[1]))
 	}
