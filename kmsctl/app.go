@@ -41,7 +41,7 @@ func (a *app) run(ctx context.Context, args []string) int {
 	root.SetIn(a.stdin)
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
-	err := root.ExecuteContext(ctx)
+	command, err := root.ExecuteContextC(ctx)
 	if a.client != nil {
 		a.client.Close()
 	}
@@ -49,7 +49,9 @@ func (a *app) run(ctx context.Context, args []string) int {
 		return exitOK
 	}
 	if !a.running {
-		err = asUsage(err)
+		if err = asUsage(err); hintFor(err) == "" {
+			err = withHint(err, "%s --help", command.CommandPath())
+		}
 	}
 	a.printError(err)
 	return exitCode(err)

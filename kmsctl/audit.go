@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -31,34 +33,47 @@ func newAuditTail(a *app) *cobra.Command {
 		Short: "Show the newest entries",
 		Args:  exactArgs(),
 		RunE: func(c *cobra.Command, args []string) error {
+			// Reading is recorded too: without an end at the moment it began it would never stop.
+			begin := time.Now().UnixMilli()
+			var entries []proto.AuditEntry
 			params := proto.AuditTail{From: from, Limit: lines, Last: !c.Flags().Changed("from")}
-			left := int(lines)
-			header := true
+			for len(entries) < int(lines) {
+				page, next, err := a.auditPage(c.Context(), params)
+				if err != nil {
+					return err
+				}
+				end := slices.IndexFunc(page, func(e proto.AuditEntry) bool { return e.Time > begin })
+				if end >= 0 {
+					page = page[:end]
+				}
+				entries = append(entries, page...)
+				params = proto.AuditTail{From: next, Limit: lines - min(lines, uint32(len(entries)))}
+				if end >= 0 || len(page) == 0 {
+					break
+				}
+			}
+			if err := a.printEntries(entries); err != nil || !follow {
+				return err
+			}
 			for {
-				var r proto.AuditTailReply
-				if err := a.call(c.Context(), proto.OpAuditTail, &params, &r); err != nil {
-					return err
-				}
-				if err := a.printEntries(r.Entries, header); err != nil {
-					return err
-				}
-				header = false
-				left -= len(r.Entries)
-				params.From, params.Last = r.Next, false
-				switch {
-				case follow && len(r.Entries) == 0:
-					select {
-					case <-c.Context().Done():
-						return nil
-					case <-time.After(time.Second):
-					}
-				case follow:
-				case left <= 0 || len(r.Entries) == 0:
+				select {
+				case <-c.Context().Done():
 					return nil
+				case <-time.After(time.Second):
 				}
-				params.Limit = lines
-				if !follow {
-					params.Limit = uint32(left)
+				params.Limit = maxFollow
+				page, next, err := a.auditPage(c.Context(), params)
+				if err != nil {
+					return err
+				}
+				params.From = next
+				for _, e := range page {
+					if e.Op == proto.OpAuditTail && e.PID == uint32(os.Getpid()) {
+						continue
+					}
+					if err := a.printEntry(e); err != nil {
+						return err
+					}
 				}
 			}
 		},
@@ -70,7 +85,17 @@ func newAuditTail(a *app) *cobra.Command {
 	return c
 }
 
-func (a *app) printEntries(entries []proto.AuditEntry, header bool) error {
+// maxFollow is how many entries are asked for at once while following.
+const maxFollow = 100
+
+// auditPage returns one page of entries and the number of the entry after it.
+func (a *app) auditPage(ctx context.Context, params proto.AuditTail) ([]proto.AuditEntry, uint64, error) {
+	var r proto.AuditTailReply
+	err := a.call(ctx, proto.OpAuditTail, &params, &r)
+	return r.Entries, r.Next, err
+}
+
+func (a *app) printEntries(entries []proto.AuditEntry) error {
 	if a.json {
 		for _, e := range entries {
 			if err := writeJSON(a.stdout, viewAudit(e)); err != nil {
@@ -79,36 +104,47 @@ func (a *app) printEntries(entries []proto.AuditEntry, header bool) error {
 		}
 		return nil
 	}
-	if len(entries) == 0 {
-		return nil
-	}
-	rows := [][]string{}
-	if header {
-		rows = append(rows, []string{"NUMBER", "TIME", "WHO", "OPERATION", "KEY", "RESULT", "DETAIL"})
-	}
+	rows := [][]string{{"NUMBER", "TIME", "WHO", "OPERATION", "KEY", "RESULT", "DETAIL"}}
 	for _, e := range entries {
-		key := e.Key
-		if key != "" && e.Version > 0 {
-			key += "@" + number(e.Version)
-		}
-		who := e.Principal
-		if who == "" {
-			who = "uid " + number(e.UID)
-		}
-		if e.Via != "" {
-			who += " via " + e.Via
-		}
-		result := e.Code
-		if !e.Allowed {
-			result = "denied"
-			if e.Code != "" {
-				result += ": " + e.Code
-			}
-		}
-		rows = append(rows, []string{number(e.Number), time.UnixMilli(e.Time).Local().Format("2006-01-02 15:04:05"), who, e.Op, key, result, e.Detail})
+		rows = append(rows, auditRow(e))
 	}
 	table(a.stdout, rows)
 	return nil
+}
+
+// printEntry prints one entry that came while following, when the widths of the columns are not known.
+func (a *app) printEntry(e proto.AuditEntry) error {
+	if a.json {
+		return writeJSON(a.stdout, viewAudit(e))
+	}
+	row := auditRow(e)
+	for i := range row {
+		row[i] = printable(row[i])
+	}
+	_, err := fmt.Fprintf(a.stdout, "%-7s %s  %-12s %-14s %-30s %s %s\n", row[0], row[1], row[2], row[3], row[4], row[5], row[6])
+	return err
+}
+
+func auditRow(e proto.AuditEntry) []string {
+	key := e.Key
+	if key != "" && e.Version > 0 {
+		key += "@" + number(e.Version)
+	}
+	who := e.Principal
+	if who == "" {
+		who = "uid " + number(e.UID)
+	}
+	if e.Via != "" {
+		who += " via " + e.Via
+	}
+	result := e.Code
+	if !e.Allowed {
+		result = "denied"
+		if e.Code != "" {
+			result += ": " + e.Code
+		}
+	}
+	return []string{number(e.Number), time.UnixMilli(e.Time).Local().Format("2006-01-02 15:04:05"), who, e.Op, key, result, e.Detail}
 }
 
 func newAuditVerify(a *app) *cobra.Command {

@@ -52,13 +52,10 @@ Exit codes: 0 success, 1 refused or failed, 2 wrong usage, 3 the daemon cannot b
 	return root
 }
 
-// finish gives every command what cobra leaves to each: usage errors of its own type, groups that refuse unknown verbs,
-// and the note that a command has begun.
+// finish gives every command what cobra leaves to each: groups that refuse unknown verbs, and the note that a command has
+// begun.
 func finish(a *app, c *cobra.Command) {
 	c.DisableFlagsInUseLine = true
-	c.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
-		return withHint(asUsage(err), "%s --help", c.CommandPath())
-	})
 	if run := c.RunE; run != nil {
 		c.RunE = func(c *cobra.Command, args []string) error {
 			a.running = true
@@ -68,10 +65,10 @@ func finish(a *app, c *cobra.Command) {
 		c.Args = cobra.ArbitraryArgs
 		c.RunE = func(c *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return withHint(usagef("unknown command %q for %q", args[0], c.CommandPath()), "%s --help", c.CommandPath())
+				return usagef("unknown command %q for %q", args[0], c.CommandPath())
 			}
 			if c.HasParent() {
-				return withHint(usagef("%s needs a command", c.CommandPath()), "%s --help", c.CommandPath())
+				return usagef("%s needs a command", c.CommandPath())
 			}
 			return c.Help()
 		}
@@ -92,6 +89,6 @@ func exactArgs(names ...string) cobra.PositionalArgs {
 			what = fmt.Sprint(names)
 			what = what[1 : len(what)-1]
 		}
-		return withHint(usagef("%s takes %s", c.CommandPath(), what), "%s --help", c.CommandPath())
+		return usagef("%s takes %s", c.CommandPath(), what)
 	}
 }

@@ -106,7 +106,7 @@ func (f *confirmFlags) confirm(what, name string) error {
 	}
 	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
 	if err != nil {
-		return withHint(usagef("%s: there is no terminal to ask on", what), "add --yes")
+		return withHint(usagef("%s There is no terminal to ask on", what), "add --yes")
 	}
 	defer tty.Close()
 	fmt.Fprintf(tty, "%s\nType %s to go on: ", what, name)

@@ -54,7 +54,11 @@ func (a *app) printReport(r *proto.ProgressReply) error {
 		if r.Epoch > 0 {
 			epoch = number(r.Epoch)
 		}
-		fields(w, "Records", number(r.Records), "Damaged", number(len(r.Damaged)), "Epoch", epoch)
+		if r.Records > 0 || len(r.Damaged) > 0 {
+			fields(w, "Records", number(r.Records), "Damaged", number(len(r.Damaged)), "Epoch", epoch)
+		} else if len(r.Messages) == 0 {
+			fields(w, "Done, epoch", epoch)
+		}
 	})
 	if err == nil && len(r.Damaged) > 0 {
 		err = withHint(fmt.Errorf("%d records are damaged; all others can be used", len(r.Damaged)), "restore them from a backup: kmsctl backup restore --help")
