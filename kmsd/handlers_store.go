@@ -205,6 +205,12 @@ func handleAuditTail(c *call) (proto.Message, error) {
 	if err != nil {
 		return nil, err
 	}
+	if !in.Last {
+		// Reading is recorded too. Without this, whoever reads to the end would never find one.
+		for n := len(entries); n > 0 && c.session.reads(&entries[n-1]); n-- {
+			entries = entries[:n-1]
+		}
+	}
 	for i := range entries {
 		e := &entries[i]
 		reply.Entries = append(reply.Entries, proto.AuditEntry{
@@ -213,6 +219,11 @@ func handleAuditTail(c *call) (proto.Message, error) {
 		})
 	}
 	return reply, nil
+}
+
+// reads reports whether e records that this client has read the audit.
+func (s *session) reads(e *audit.Entry) bool {
+	return e.Op == proto.OpAuditTail && e.UID == s.who.UID && e.PID == s.who.PID
 }
 
 // handleAuditHead answers with the head of the tree after everything that was done before is on disk.

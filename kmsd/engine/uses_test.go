@@ -151,7 +151,9 @@ func TestAgreeAndDerive(t *testing.T) {
 			t.Fatal(err)
 		}
 		mine, ok := parsed.(*ecdh.PublicKey)
-		if e, is := parsed.(interface{ ECDH() (*ecdh.PublicKey, error) }); !ok && is {
+		if e, is := parsed.(interface {
+			ECDH() (*ecdh.PublicKey, error)
+		}); !ok && is {
 			if mine, err = e.ECDH(); err != nil {
 				t.Fatal(err)
 			}
