@@ -260,7 +260,7 @@ func TestAllocations(t *testing.T) {
 			if err := c.f(); err != nil {
 				t.Fatal(err)
 			}
-		}); n > c.most {
+		}); n > c.most && !raceEnabled { // the race detector makes sync.Pool forget on purpose
 			t.Errorf("%s allocates %v times, at most %v", name, n, c.most)
 		}
 	}
