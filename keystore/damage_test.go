@@ -50,7 +50,7 @@ func TestBitFlipsNeverGiveAWrongAnswer(t *testing.T) {
 		original[i] = b
 	}
 	rnd := rand.New(rand.NewPCG(3, 4))
-	flips := scaled(10_000, 400)
+	flips := scaled(10_000, 300)
 	refused, damaged, harmless := 0, 0, 0
 	for i := range flips {
 		which := 0

@@ -161,6 +161,7 @@ func TestReadOnlyFileSystemIsAnErrorAndReadsGoOn(t *testing.T) {
 }
 
 func TestDatabaseIsExaminedInAnotherProcess(t *testing.T) {
+	t.Parallel()
 	s := newStore(t)
 	mustApply(t, s, testKey("app/k", keyspec.Ed25519, 32))
 	s.Close()
@@ -226,6 +227,7 @@ func testBinary(t *testing.T) string {
 }
 
 func TestSecondProcessIsTurnedAway(t *testing.T) {
+	t.Parallel()
 	s := newStore(t)
 	if _, err := Open(t.Context(), testConfig(t, s.config.Dir)); !errors.Is(err, ErrInUse) {
 		t.Fatalf("Open: %v", err)
