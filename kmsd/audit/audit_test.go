@@ -650,6 +650,34 @@ func TestConcurrent(t *testing.T) {
 	}
 }
 
+// A writer that is slower than its callers slows them down and loses nothing.
+func TestBackPressure(t *testing.T) {
+	dir := t.TempDir()
+	l := unlocked(t, dir)
+	const each = 15_000 // of four: three times what may wait
+	l.fileMu.Lock()     // holds the writer up
+	var wg sync.WaitGroup
+	for g := range 4 {
+		wg.Go(func() {
+			for i := range each {
+				if err := l.Append(entry(g*each + i)); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	time.Sleep(100 * time.Millisecond)
+	l.fileMu.Unlock()
+	wg.Wait()
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if r := verify(t, dir, nil); r.Entries != 4*each {
+		t.Errorf("%d entries, want %d", r.Entries, 4*each)
+	}
+}
+
 // A full disk: durable entries fail at once, others are kept until 4 MiB wait, and nothing is lost when there is room
 // again.
 func TestFullDisk(t *testing.T) {

@@ -29,6 +29,7 @@ const (
 	maxPending = 4 << 20               // bytes of entries that wait; when they are full, Append fails
 	urgentSize = 256 << 10             // bytes of entries that do not wait for company
 	sendSize   = 64 << 10              // bytes in one write
+	keepSize   = 1 << 20               // bytes of the buffers that are kept for the next entries
 )
 
 // Config says where the log is.
@@ -42,7 +43,7 @@ type Config struct {
 // Append costs the caller the encoding of the entry; one goroutine encrypts, hashes and writes. An entry of Append is on
 // disk about a second after the call, one of AppendDurable before it returns. When the disk is full or fails, entries
 // are kept in memory and tried again every second, AppendDurable fails at once, and Append fails when 4 MiB wait: from
-// then on no use of a key goes on unrecorded.
+// then on no use of a key goes on unrecorded. A disk that is merely slow slows the callers down.
 //
 // Until the keystore has been made there is no auditor, and entries wait in memory.
 type Log struct {
@@ -65,6 +66,7 @@ type Log struct {
 	done    chan struct{}
 	entries atomic.Uint64 // written, without headers
 
+	copyMu sync.Mutex // held by Copy, taken before mu
 	fileMu sync.Mutex // taken before mu
 	writer writer
 }
@@ -78,8 +80,9 @@ type queue struct {
 
 // flush tells those who wait for a queue how it went.
 type flush struct {
-	done chan struct{}
-	err  error
+	done    chan struct{}
+	durable bool // somebody waits for the disk, not just for room
+	err     error
 }
 
 // Stats are the counters of a Log since it was opened.
@@ -124,7 +127,8 @@ func Open(c Config) (*Log, error) {
 	return l, nil
 }
 
-// Append records e. It returns ErrStorage when too many entries wait for a disk that cannot be written.
+// Append records e. When too many entries wait, it waits with them for the disk, or returns ErrStorage if the disk cannot be
+// written.
 func (l *Log) Append(e *Entry) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -143,7 +147,7 @@ func (l *Log) AppendDurable(ctx context.Context, e *Entry) error {
 		l.mu.Unlock()
 		return err
 	}
-	f := l.wanted()
+	f := l.wanted(true)
 	l.mu.Unlock()
 	return f.wait(ctx)
 }
@@ -159,16 +163,17 @@ func (l *Log) Flush(ctx context.Context) error {
 		l.mu.Unlock()
 		return ErrLocked
 	}
-	f := l.wanted()
+	f := l.wanted(true)
 	l.mu.Unlock()
 	return f.wait(ctx)
 }
 
 // wanted returns the flush of the queue and wakes the writer for it. l.mu is held.
-func (l *Log) wanted() *flush {
+func (l *Log) wanted(durable bool) *flush {
 	if l.queue.flush == nil {
 		l.queue.flush = &flush{done: make(chan struct{})}
 	}
+	l.queue.flush.durable = l.queue.flush.durable || durable
 	signal(l.wake)
 	signal(l.urgent)
 	return l.queue.flush
@@ -185,14 +190,13 @@ func (f *flush) wait(ctx context.Context) error {
 
 // enqueue encodes e at the end of the queue. l.mu is held.
 func (l *Log) enqueue(e *Entry, tag uint64) error {
+	if err := l.makeRoom(); err != nil {
+		return err
+	}
 	if l.closed {
 		return ErrClosed
 	}
 	q := &l.queue
-	if len(q.data)+maxEntry > maxPending {
-		l.refused++
-		return fmt.Errorf("%w: too many entries wait", ErrStorage)
-	}
 	q.data = appendEntry(q.data, e, tag)
 	q.ends = append(q.ends, len(q.data))
 	if len(q.ends) == 1 {
@@ -200,6 +204,25 @@ func (l *Log) enqueue(e *Entry, tag uint64) error {
 	}
 	if len(q.data) > urgentSize {
 		signal(l.urgent)
+	}
+	return nil
+}
+
+// makeRoom returns when the queue has room for an entry. A disk that is slower than the callers slows them down; only one
+// that cannot be written makes them fail. l.mu is held, and given up while waiting.
+func (l *Log) makeRoom() error {
+	for len(l.queue.data)+maxEntry > maxPending {
+		if l.closed {
+			return ErrClosed
+		}
+		if l.failing != nil || l.auditor == nil {
+			l.refused++
+			return fmt.Errorf("%w: too many entries wait", ErrStorage)
+		}
+		f := l.wanted(false)
+		l.mu.Unlock()
+		<-f.done
+		l.mu.Lock()
 	}
 	return nil
 }
@@ -317,7 +340,7 @@ func (l *Log) round(last bool) (again bool) {
 	q := l.take()
 	l.entries.Add(uint64(len(q.ends)))
 	err = w.write(&q)
-	if err == nil && (q.flush != nil || last || w.dirty && time.Since(w.synced) >= syncEvery) {
+	if err == nil && (q.flush != nil && q.flush.durable || last || w.dirty && time.Since(w.synced) >= syncEvery) {
 		err = w.sync()
 	}
 	l.finish(err, &q)
@@ -363,7 +386,7 @@ func (l *Log) finish(err error, q *queue) {
 	if q != nil {
 		f = q.flush
 		clear(q.data)
-		if cap(q.data) <= urgentSize { // a rare burst is not kept
+		if cap(q.data) <= keepSize { // a rare burst is not kept
 			l.spare = queue{data: q.data, ends: q.ends}
 		}
 	} else {

@@ -119,6 +119,8 @@ func (l *Log) Copy(ctx context.Context, entries []Sealed) error {
 	if len(entries) == 0 {
 		return nil
 	}
+	l.copyMu.Lock()
+	defer l.copyMu.Unlock()
 	l.mu.Lock()
 	o := &l.outbox
 	if o.aead == nil {
@@ -141,7 +143,7 @@ func (l *Log) Copy(ctx context.Context, entries []Sealed) error {
 		o.begun, o.copied, o.tag = true, s.Seq, sealedTag(s.Data)
 	}
 	o.begun, o.copied = true, max(o.copied, entries[len(entries)-1].Seq)
-	f := l.wanted()
+	f := l.wanted(true)
 	l.mu.Unlock()
 	return f.wait(ctx)
 }
