@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -55,6 +56,26 @@ func TestTourOfTheReadme(t *testing.T) {
 	for _, want := range []string{"valid, by version 1", "key_create", "sign"} {
 		if !strings.Contains(string(out), want) {
 			t.Errorf("the output lacks %q:\n%s", want, out)
+		}
+	}
+}
+
+// TestLinksLeadSomewhere follows the relative links of the documents.
+func TestLinksLeadSomewhere(t *testing.T) {
+	documents, err := filepath.Glob("../docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	link := regexp.MustCompile(`\]\(([^)#:]+)(#[^)]*)?\)`)
+	for _, document := range append(documents, "../README.md", "../SECURITY.md", "../CHANGELOG.md") {
+		text, err := os.ReadFile(document)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range link.FindAllSubmatch(text, -1) {
+			if _, err := os.Stat(filepath.Join(filepath.Dir(document), string(m[1]))); err != nil {
+				t.Errorf("%s: the link %s leads nowhere", document, m[1])
+			}
 		}
 	}
 }
