@@ -829,7 +829,7 @@ func TestPacket(t *testing.T) {
 	if err != nil || string(got) != "key" {
 		t.Errorf("crypto.Decrypter: %q, %v", got, err)
 	}
-	if _, err := decrypter.Decrypt(nil, wrapped, &rsa.PKCS1v15DecryptOptions{}); !errors.Is(err, client.ErrUnsupported) {
+	if _, err := decrypter.Decrypt(nil, wrapped, nil); !errors.Is(err, client.ErrUnsupported) {
 		t.Errorf("PKCS #1 v1.5: %v", err)
 	}
 }
