@@ -340,11 +340,36 @@ func (l *Log) round(last bool) (again bool) {
 	q := l.take()
 	l.entries.Add(uint64(len(q.ends)))
 	err = w.write(&q)
-	if err == nil && (q.flush != nil && q.flush.durable || last || w.dirty && time.Since(w.synced) >= syncEvery) {
+	switch {
+	case err != nil:
+	case q.flush != nil && q.flush.durable, last:
 		err = w.sync()
+	case w.dirty && time.Since(w.synced) >= syncEvery:
+		l.syncAside()
 	}
 	l.finish(err, &q)
 	return err != nil || w.dirty
+}
+
+// syncAside syncs what was written while more is being written: nobody waits for it, and the queue must not fill up
+// meanwhile. l.fileMu is held.
+func (l *Log) syncAside() {
+	w := &l.writer
+	if w.syncing {
+		return
+	}
+	w.syncing, w.dirty, w.synced = true, false, time.Now()
+	f := w.file
+	go func() {
+		err := datasync(f)
+		l.fileMu.Lock()
+		defer l.fileMu.Unlock()
+		w.syncing = false
+		if err != nil && w.file == f { // else a sync in between has said so
+			w.close()
+			l.finish(err, nil)
+		}
+	}()
 }
 
 func (l *Log) waiting() bool {

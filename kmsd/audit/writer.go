@@ -25,6 +25,7 @@ type writer struct {
 	unsent  []byte // sealed, but not yet written at size
 	dirty   bool   // written, but not synced
 	synced  time.Time
+	syncing bool // somebody does, aside
 	scratch []byte
 }
 
