@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -20,36 +21,48 @@ import (
 	"github.com/kmsd-project/kmsd/enclave/keyring"
 )
 
-// binaries is the directory with the real helper program, built for the tests.
-var binaries string
+// builtIn is the directory with the real helper program, once binaries was called.
+var builtIn string
+
+// binaries builds the real helper program once.
+var binaries = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "kmsd-keyring-test")
+	if err != nil {
+		return "", err
+	}
+	builtIn = dir
+	build := exec.Command("go", "build", "-o", filepath.Join(dir, "kmsd-keyring"), "./kmsd-keyring")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build kmsd-keyring: %w\n%s", err, out)
+	}
+	return dir, nil
+})
+
+// program returns the path of the real helper program.
+func program(t *testing.T) string {
+	t.Helper()
+	dir, err := binaries()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Join(dir, "kmsd-keyring")
+}
 
 func TestMain(m *testing.M) {
 	if len(os.Args) == 3 && os.Args[1] == "spawner" {
 		os.Exit(helper.RunSpawner(os.Args[2]))
 	}
-	os.Exit(run(m))
-}
-
-func run(m *testing.M) int {
-	var err error
-	if binaries, err = os.MkdirTemp("", "kmsd-keyring"); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
+	code := m.Run()
+	if builtIn != "" {
+		os.RemoveAll(builtIn)
 	}
-	defer os.RemoveAll(binaries)
-	build := exec.Command("go", "build", "-o", filepath.Join(binaries, "kmsd-keyring"), "./kmsd-keyring")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	build.Stderr = os.Stderr
-	if err := build.Run(); err != nil {
-		fmt.Fprintln(os.Stderr, "building kmsd-keyring:", err)
-		return 1
-	}
-	return m.Run()
+	os.Exit(code)
 }
 
 func startSpawner(t *testing.T) *helper.Spawner {
 	t.Helper()
-	s, err := helper.StartSpawner(helper.SpawnerConfig{Command: []string{"/proc/self/exe", "spawner", binaries}})
+	s, err := helper.StartSpawner(helper.SpawnerConfig{Command: []string{"/proc/self/exe", "spawner", filepath.Dir(program(t))}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -287,7 +300,7 @@ func helpers(t *testing.T) []int {
 	}
 	var pids []int
 	for _, dir := range all {
-		if exe, err := os.Readlink(dir + "/exe"); err == nil && exe == filepath.Join(binaries, "kmsd-keyring") {
+		if exe, err := os.Readlink(dir + "/exe"); err == nil && exe == program(t) {
 			pid, _ := strconv.Atoi(filepath.Base(dir))
 			pids = append(pids, pid)
 		}
@@ -386,7 +399,7 @@ func TestNoDBusDaemonIsStarted(t *testing.T) {
 	os.Unsetenv("DBUS_SESSION_BUS_ADDRESS")
 
 	// The control: without our environment the very same program does call it, merely by starting.
-	control := exec.Command(filepath.Join(binaries, "kmsd-keyring"), "-version")
+	control := exec.Command(program(t), "-version")
 	control.Env = []string{"PATH=" + os.Getenv("PATH")}
 	if err := control.Run(); err != nil {
 		t.Fatal(err)
@@ -414,7 +427,7 @@ func TestNoDBusDaemonIsStarted(t *testing.T) {
 }
 
 func TestStartedByHandItSaysSo(t *testing.T) {
-	out, err := exec.Command(filepath.Join(binaries, "kmsd-keyring")).CombinedOutput()
+	out, err := exec.Command(program(t)).CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "started by kmsd") {
 		t.Errorf("%v: %s", err, out)
 	}
