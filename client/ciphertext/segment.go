@@ -5,6 +5,7 @@ import (
 	"crypto/cipher"
 	"encoding/binary"
 	"fmt"
+	"slices"
 
 	"golang.org/x/crypto/chacha20poly1305"
 
@@ -104,6 +105,7 @@ func (s *Sealer) Update(dst, plaintext []byte) ([]byte, error) {
 	if s.err != nil {
 		return nil, s.err
 	}
+	dst = slices.Grow(dst, whole(len(s.held)+len(plaintext), SegmentSize)*SealedSegmentSize)
 	for len(plaintext) > 0 {
 		// A segment is sealed only when a byte after it has been seen: until then it may be the last.
 		if len(s.held) == SegmentSize {
@@ -163,6 +165,7 @@ func (o *Opener) Update(dst, sealed []byte) ([]byte, error) {
 		return nil, o.err
 	}
 	var err error
+	dst = slices.Grow(dst, whole(len(o.held)+len(sealed), SealedSegmentSize)*SegmentSize)
 	for len(sealed) > 0 {
 		if len(o.held) == SealedSegmentSize {
 			if dst, err = o.open(dst, o.held, false); err != nil {
@@ -205,6 +208,9 @@ func (o *Opener) open(dst, sealed []byte, last bool) ([]byte, error) {
 	}
 	return plaintext, nil
 }
+
+// whole returns how many segments of size bytes are complete when n bytes are at hand: the last byte may be the end.
+func whole(n, size int) int { return max(n-1, 0) / size }
 
 // hold moves as much of data to held as fits into a segment.
 func hold(held, data []byte, size int) (newHeld, rest []byte) {
