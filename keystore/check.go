@@ -212,7 +212,9 @@ const (
 	noFreelist     = ^uint64(0)
 )
 
-// pageWalker checks a bbolt file. With full it reads every page, otherwise all but the leaves that hold no buckets.
+// pageWalker checks a bbolt file. With full it reads every page, otherwise all but the leaves that hold records: those are at the
+// same depth everywhere in a bucket, and that no two references lead to one of them, or to a free page, is enough to know that
+// following references comes to an end.
 type pageWalker struct {
 	f        *os.File
 	pageSize int
@@ -259,7 +261,7 @@ func checkPages(f *os.File, full bool) error {
 			return err
 		}
 	}
-	return w.page(root, 0, nil, nil, true)
+	return w.tree(root, true)
 }
 
 // meta reads both meta pages, as bbolt does: the valid one with the higher transaction number counts.
@@ -322,54 +324,73 @@ func (w *pageWalker) claim(id, n uint64) error {
 }
 
 // load reads a page with its overflow pages.
-func (w *pageWalker) load(id uint64, whole bool) (flags uint16, count int, b []byte, err error) {
+func (w *pageWalker) load(id uint64) (flags uint16, count int, b []byte, err error) {
 	if id < 2 || id >= w.pages {
 		return 0, 0, nil, damagedPage(id, "is out of range")
 	}
-	head := make([]byte, pageHeaderSize)
-	if _, err := w.f.ReadAt(head, int64(id)*int64(w.pageSize)); err != nil {
+	b = make([]byte, w.pageSize)
+	if _, err := w.f.ReadAt(b, int64(id)*int64(w.pageSize)); err != nil {
 		return 0, 0, nil, fmt.Errorf("%w: %w", ErrStorage, err)
 	}
 	le := binary.LittleEndian
-	if le.Uint64(head) != id {
+	if le.Uint64(b) != id {
 		return 0, 0, nil, damagedPage(id, "says it is another")
 	}
-	flags, count = le.Uint16(head[8:]), int(le.Uint16(head[10:]))
-	overflow := le.Uint32(head[12:])
-	if overflow > maxOverflow && flags != pageFreelist {
+	flags, count = le.Uint16(b[8:]), int(le.Uint16(b[10:]))
+	overflow := le.Uint32(b[12:])
+	if uint64(overflow) >= w.pages-id || overflow > maxOverflow {
 		return 0, 0, nil, damagedPage(id, "is too large")
 	}
-	if err := w.claim(id, uint64(overflow)+1); err != nil {
-		return 0, 0, nil, err
-	}
-	if !whole && flags == pageLeaf {
-		return flags, count, nil, nil
-	}
-	b = make([]byte, (int(overflow)+1)*w.pageSize)
-	if _, err := w.f.ReadAt(b, int64(id)*int64(w.pageSize)); err != nil {
-		return 0, 0, nil, fmt.Errorf("%w: %w", ErrStorage, err)
+	if overflow > 0 {
+		rest := make([]byte, int(overflow)*w.pageSize)
+		if _, err := w.f.ReadAt(rest, int64(id+1)*int64(w.pageSize)); err != nil {
+			return 0, 0, nil, fmt.Errorf("%w: %w", ErrStorage, err)
+		}
+		b = append(b, rest...)
 	}
 	return flags, count, b, nil
 }
 
-// page checks the page and what is below it. Its keys must lie in [low, high); nil means no bound. top says that its leaves hold
-// buckets.
-func (w *pageWalker) page(id uint64, depth int, low, high []byte, top bool) error {
-	if depth > maxPageDepth {
-		return damagedPage(id, "is too deep")
+// height returns the number of levels below a page, going by the first page of each.
+func (w *pageWalker) height(id uint64) (int, error) {
+	for n := range maxPageDepth {
+		flags, count, b, err := w.load(id)
+		if err != nil {
+			return 0, err
+		}
+		if flags != pageBranch || count == 0 {
+			return n, nil
+		}
+		id = binary.LittleEndian.Uint64(b[pageHeaderSize+8:])
 	}
-	flags, count, b, err := w.load(id, w.full || top)
+	return 0, damagedPage(id, "is too deep")
+}
+
+// tree checks the pages of a bucket. top says that it is the one that holds the others.
+func (w *pageWalker) tree(root uint64, top bool) error {
+	height, err := w.height(root)
 	if err != nil {
 		return err
 	}
-	switch flags {
-	case pageLeaf:
-		if b == nil {
-			return nil
-		}
-		return w.leaf(id, b[pageHeaderSize:], count, depth, low, high, top)
-	case pageBranch:
-	default:
+	return w.page(root, height, nil, nil, top)
+}
+
+// page checks the page and the height levels below it. Its keys must lie in [low, high); nil means no bound.
+func (w *pageWalker) page(id uint64, height int, low, high []byte, top bool) error {
+	if height == 0 && !w.full && !top {
+		return w.claim(id, 1)
+	}
+	flags, count, b, err := w.load(id)
+	if err != nil {
+		return err
+	}
+	if err := w.claim(id, uint64(len(b)/w.pageSize)); err != nil {
+		return err
+	}
+	switch {
+	case height == 0 && flags == pageLeaf:
+		return w.leaf(id, b[pageHeaderSize:], count, low, high, top)
+	case height == 0 || flags != pageBranch:
 		return damagedPage(id, "is of the wrong kind")
 	}
 	elements := b[pageHeaderSize:]
@@ -398,7 +419,7 @@ func (w *pageWalker) page(id uint64, depth int, low, high []byte, top bool) erro
 		if i+1 < count {
 			childHigh = keys[i+1]
 		}
-		if err := w.page(le.Uint64(elements[i*elementSize+8:]), depth+1, childLow, childHigh, top); err != nil {
+		if err := w.page(le.Uint64(elements[i*elementSize+8:]), height-1, childLow, childHigh, top); err != nil {
 			return err
 		}
 	}
@@ -418,7 +439,7 @@ func (w *pageWalker) slice(id uint64, e []byte, pos, size uint32, skip uint32) (
 	return e[start : start+uint64(size)], nil
 }
 
-func (w *pageWalker) leaf(id uint64, elements []byte, count, depth int, low, high []byte, top bool) error {
+func (w *pageWalker) leaf(id uint64, elements []byte, count int, low, high []byte, top bool) error {
 	if count*elementSize > len(elements) {
 		return damagedPage(id, "has an impossible count")
 	}
@@ -447,7 +468,7 @@ func (w *pageWalker) leaf(id uint64, elements []byte, count, depth int, low, hig
 			continue
 		}
 		if root := le.Uint64(value); root != 0 {
-			if err := w.page(root, 0, nil, nil, false); err != nil {
+			if err := w.tree(root, false); err != nil {
 				return err
 			}
 			continue
@@ -456,7 +477,7 @@ func (w *pageWalker) leaf(id uint64, elements []byte, count, depth int, low, hig
 		if len(inline) < pageHeaderSize || le.Uint16(inline[8:]) != pageLeaf {
 			return damagedPage(id, "has a malformed bucket")
 		}
-		if err := w.leaf(id, inline[pageHeaderSize:], int(le.Uint16(inline[10:])), 0, nil, nil, false); err != nil {
+		if err := w.leaf(id, inline[pageHeaderSize:], int(le.Uint16(inline[10:])), nil, nil, false); err != nil {
 			return err
 		}
 	}
@@ -465,8 +486,11 @@ func (w *pageWalker) leaf(id uint64, elements []byte, count, depth int, low, hig
 
 // free checks the list of free pages: in order, in range, none of them used.
 func (w *pageWalker) free() error {
-	flags, count, b, err := w.load(w.freelist, true)
+	flags, count, b, err := w.load(w.freelist)
 	if err != nil {
+		return err
+	}
+	if err := w.claim(w.freelist, uint64(len(b)/w.pageSize)); err != nil {
 		return err
 	}
 	if flags != pageFreelist {

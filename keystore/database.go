@@ -67,13 +67,26 @@ func guard(f func() error) (err error) {
 	return f()
 }
 
-// fetch returns a copy of one value, nil if there is none. No transaction outlives the copying.
-func (s *Store) fetch(bucket, key []byte) (value []byte, err error) {
-	err = guard(func() error {
+// fetch returns a copy of one value, nil if there is none.
+func (s *Store) fetch(bucket, key []byte) ([]byte, error) {
+	values := [1]place{{bucket: bucket, key: key}}
+	err := s.fetchAll(values[:])
+	return values[0].value, err
+}
+
+// place is where a value is, and the value.
+type place struct{ bucket, key, value []byte }
+
+// fetchAll fills in copies of values, nil for those that are not there. No transaction outlives the copying.
+func (s *Store) fetchAll(places []place) error {
+	err := guard(func() error {
 		return s.db.View(func(tx *bolt.Tx) error {
-			if b := tx.Bucket(bucket); b != nil {
-				if v := b.Get(key); v != nil {
-					value = append(make([]byte, 0, len(v)), v...)
+			for i := range places {
+				p := &places[i]
+				if b := tx.Bucket(p.bucket); b != nil {
+					if v := b.Get(p.key); v != nil {
+						p.value = append(make([]byte, 0, len(v)), v...)
+					}
 				}
 			}
 			return nil
@@ -82,5 +95,5 @@ func (s *Store) fetch(bucket, key []byte) (value []byte, err error) {
 	if err != nil && !errors.Is(err, ErrDamaged) {
 		err = fmt.Errorf("%w: %w", ErrStorage, err)
 	}
-	return value, err
+	return err
 }

@@ -100,7 +100,7 @@ func FuzzNode(f *testing.F) {
 		} else if got := encodeInterior(n); !bytes.Equal(got[nodeHeader:], b[nodeHeader:]) {
 			t.Fatal("encoding is not the inverse of decoding")
 		}
-		if plain, err := openLeaf([16]byte{}, 7, b, key); err != nil {
+		if plain, err := openLeaf(nil, [16]byte{}, 7, b, key); err != nil {
 			decodeError(t, err)
 		} else if _, err := decodeEntries(plain); err != nil {
 			decodeError(t, err)

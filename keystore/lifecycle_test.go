@@ -142,7 +142,7 @@ func dekCopies(t testing.TB, s *Store, dek [keySize]byte) int {
 		}
 		for _, e := range s.secrets.epochs {
 			for id := uint64(1); id <= s.snapshot.Load().nextNode; id++ {
-				if plain, err := openLeaf(s.storeID, id, b[at:at+size], e.key.Bytes()); err == nil && bytes.Contains(plain, dek[:]) {
+				if plain, err := openLeaf(nil, s.storeID, id, b[at:at+size], e.key.Bytes()); err == nil && bytes.Contains(plain, dek[:]) {
 					n++
 				}
 			}

@@ -160,8 +160,8 @@ func decodeNodeHeader(b []byte, level uint8) (epoch uint32, count int, rest []by
 	return epoch, count, d.b, nil
 }
 
-// openLeaf returns the plaintext of a leaf: count entries of entrySize bytes. The caller wipes it.
-func openLeaf(store [16]byte, id uint64, blob, epochKey []byte) (plain []byte, err error) {
+// openLeaf appends the plaintext of a leaf, count entries of entrySize bytes, to dst. The caller wipes it.
+func openLeaf(dst []byte, store [16]byte, id uint64, blob, epochKey []byte) (plain []byte, err error) {
 	_, count, sealed, err := decodeNodeHeader(blob, 0)
 	if err != nil {
 		return nil, err
@@ -169,7 +169,7 @@ func openLeaf(store [16]byte, id uint64, blob, epochKey []byte) (plain []byte, e
 	if count < 1 || count > maxEntries || len(sealed) != count*entrySize+sealOverhead {
 		return nil, fmt.Errorf("%w: %w", ErrDamaged, errNode)
 	}
-	plain, err = newGCM(epochKey).Open(nil, nil, sealed, nodeAAD(store, id, blob[:nodeHeader]))
+	plain, err = newGCM(epochKey).Open(dst, nil, sealed, nodeAAD(store, id, blob[:nodeHeader]))
 	if err != nil {
 		return nil, fmt.Errorf("%w: a key table leaf does not authenticate", ErrDamaged)
 	}

@@ -47,19 +47,14 @@ func (s *Store) readHeld(f func(h *head) error) error {
 
 // metadata loads the metadata of a key and its entry in the table, whose data key the caller wipes.
 func (s *Store) metadata(h *head, id recordID) (m *metadata, x entry, err error) {
-	key := id.at(0)
-	x, found, err := s.lookup(h, key)
+	x, found, blob, err := s.lookupRecord(h, id.at(0), bucketMeta)
 	if err != nil {
 		return nil, x, err
 	}
 	if !found {
 		return nil, x, ErrNotFound
 	}
-	blob, err := s.fetch(bucketMeta, key[:])
-	if err == nil {
-		m, err = s.openMetadata(&x, blob)
-	}
-	if err != nil {
+	if m, err = s.openMetadata(&x, blob); err != nil {
 		clear(x.dek[:])
 	}
 	return m, x, err
@@ -126,7 +121,7 @@ func (s *Store) material(h *head, ref keyspec.Ref, dst []byte) ([]byte, error) {
 		return nil, ErrNotFound
 	}
 	key := makeRecordID(s.secrets.index.Bytes(), ref.Name).at(ref.Version)
-	x, found, err := s.lookup(h, key)
+	x, found, blob, err := s.lookupRecord(h, key, bucketMaterial)
 	if err != nil {
 		return nil, err
 	}
@@ -139,10 +134,6 @@ func (s *Store) material(h *head, ref keyspec.Ref, dst []byte) ([]byte, error) {
 		return nil, err
 	}
 	defer clear(sealKey[:])
-	blob, err := s.fetch(bucketMaterial, key[:])
-	if err != nil {
-		return nil, err
-	}
 	if blob == nil {
 		return nil, fmt.Errorf("%w: a record is missing", ErrDamaged)
 	}

@@ -70,13 +70,18 @@ func (s *Store) loadNode(ref nodeRef) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	return blob, ref.verify(blob)
+}
+
+// verify checks that blob is the node.
+func (r nodeRef) verify(blob []byte) error {
 	if blob == nil {
-		return nil, fmt.Errorf("%w: a key table node is missing", ErrDamaged)
+		return fmt.Errorf("%w: a key table node is missing", ErrDamaged)
 	}
-	if sha256.Sum256(blob) != ref.digest {
-		return nil, fmt.Errorf("%w: a key table node is not the one it should be", ErrDamaged)
+	if sha256.Sum256(blob) != r.digest {
+		return fmt.Errorf("%w: a key table node is not the one it should be", ErrDamaged)
 	}
-	return blob, nil
+	return nil
 }
 
 func (s *Store) interior(ref nodeRef, level uint8) (*node, error) {
@@ -107,46 +112,84 @@ func (s *Store) leaf(ref nodeRef) ([]byte, error) {
 	return blob, nil
 }
 
-// openLeaf returns the plaintext of a leaf, which the caller wipes.
-func (s *Store) openLeaf(ref nodeRef, blob []byte) ([]byte, uint32, error) {
+// leafSize is the size of a full leaf's plaintext.
+const leafSize = maxEntries * entrySize
+
+// plainLeaves keeps buffers for the plaintext of leaves, which are wiped before they are put back.
+var plainLeaves = sync.Pool{New: func() any { return new([leafSize]byte) }}
+
+// withLeaf calls f with the plaintext of a leaf and wipes it afterwards.
+func (s *Store) withLeaf(ref nodeRef, blob []byte, f func(plain []byte) error) (err error) {
 	epoch, _, _, err := decodeNodeHeader(blob, 0)
 	if err != nil {
-		return nil, 0, err
+		return err
 	}
 	key := s.secrets.epochKey(epoch)
 	if key == nil {
-		return nil, 0, fmt.Errorf("%w: a key table leaf is of epoch %d, whose key is gone", ErrDamaged, epoch)
+		return fmt.Errorf("%w: a key table leaf is of epoch %d, whose key is gone", ErrDamaged, epoch)
 	}
-	plain, err := openLeaf(s.storeID, ref.id, blob, key)
-	return plain, epoch, err
+	buf := plainLeaves.Get().(*[leafSize]byte)
+	defer plainLeaves.Put(buf)
+	secmem.Do(func() {
+		var plain []byte
+		if plain, err = openLeaf(buf[:0], s.storeID, ref.id, blob, key); err == nil {
+			err = f(plain)
+			clear(plain)
+		}
+	})
+	return err
 }
 
 // lookup finds an entry in the key table as of h. The caller holds s.mu and wipes the entry's data key.
 func (s *Store) lookup(h *head, key recordKey) (x entry, found bool, err error) {
+	x, found, _, err = s.lookupRecord(h, key, nil)
+	return x, found, err
+}
+
+// lookupRecord is lookup and fetch in one, because the way into the database is half the cost of either.
+func (s *Store) lookupRecord(h *head, key recordKey, bucket []byte) (x entry, found bool, record []byte, err error) {
 	if h.root.id == 0 {
-		return entry{}, false, nil
+		return entry{}, false, nil, nil
 	}
 	ref := h.root
 	for level := h.level; level > 0; level-- {
 		n, err := s.interior(ref, level)
 		if err != nil {
-			return entry{}, false, err
+			return entry{}, false, nil, err
 		}
 		ref = n.children[n.childFor(key)].nodeRef
 	}
-	blob, err := s.leaf(ref)
-	if err != nil {
-		return entry{}, false, err
+	blob := s.cache.getLeaf(ref.digest)
+	var places [2]place
+	n := 0
+	if bucket != nil {
+		places[0] = place{bucket: bucket, key: key[:]}
+		n = 1
 	}
-	secmem.Do(func() {
-		var plain []byte
-		if plain, _, err = s.openLeaf(ref, blob); err != nil {
-			return
+	if blob == nil {
+		places[n] = place{bucket: bucketTable, key: nodeID(ref.id)}
+		n++
+	}
+	if n > 0 {
+		if err := s.fetchAll(places[:n]); err != nil {
+			return entry{}, false, nil, err
 		}
+	}
+	if blob == nil {
+		blob = places[n-1].value
+		if err := ref.verify(blob); err != nil {
+			return entry{}, false, nil, err
+		}
+		s.cache.putLeaf(ref.digest, blob)
+	}
+	if bucket != nil {
+		record = places[0].value
+	}
+	err = s.withLeaf(ref, blob, func(plain []byte) error {
 		x, found = findEntry(plain, key)
-		clear(plain)
+		return nil
 	})
-	return x, found, err
+	return x, found, record, err
 }
 
 // ascend calls visit with the entries from the first one not below from, leaf by leaf, until visit returns false. Entries are wiped
@@ -194,13 +237,9 @@ func (s *Store) leafEntries(ref nodeRef) (entries []entry, err error) {
 	if err != nil {
 		return nil, err
 	}
-	secmem.Do(func() {
-		var plain []byte
-		if plain, _, err = s.openLeaf(ref, blob); err != nil {
-			return
-		}
+	err = s.withLeaf(ref, blob, func(plain []byte) (err error) {
 		entries, err = decodeEntries(plain)
-		clear(plain)
+		return err
 	})
 	return entries, err
 }

@@ -232,12 +232,9 @@ func (v *verification) leaf(h *head, c child) {
 		return
 	}
 	var entries []entry
-	secmem.Do(func() {
-		var plain []byte
-		if plain, _, err = v.s.openLeaf(c.nodeRef, blob); err == nil {
-			entries, err = decodeEntries(plain)
-			clear(plain)
-		}
+	err = v.s.withLeaf(c.nodeRef, blob, func(plain []byte) (err error) {
+		entries, err = decodeEntries(plain)
+		return err
 	})
 	if err != nil {
 		v.part.add(keyspec.Ref{}, err.Error())
