@@ -30,7 +30,7 @@ type Session interface {
 type Limits struct {
 	Control        int           // bytes of a frame before Conn.Established; default 64 KiB
 	Data           int           // bytes of a frame afterwards; default 1 MiB + 4096
-	Pending        int           // bytes of replies a peer may leave unread before it is not read either; default 4 MiB + 64 KiB
+	Pending        int           // bytes of replies that may wait behind the one being written before a peer is not read either; default 128 KiB
 	MaxConns       int           // connections in all; default 4096
 	MaxConnsPerUID int           // connections of one uid; default 1024
 	LargePerUID    int           // frames above 64 KiB that one uid may have begun at a time; default 8
@@ -43,7 +43,7 @@ type Limits struct {
 func (l *Limits) setDefaults() {
 	set(&l.Control, 64<<10)
 	set(&l.Data, 1<<20+4096)
-	set(&l.Pending, 4<<20+64<<10)
+	set(&l.Pending, 128<<10)
 	set(&l.MaxConns, 4096)
 	set(&l.MaxConnsPerUID, 1024)
 	set(&l.LargePerUID, 8)

@@ -104,8 +104,20 @@ func shapes() [lanes]laneShape {
 // Limits of one connection.
 const (
 	maxInFlight      = 256     // requests in the background
-	maxInFlightBytes = 1 << 20 // of their frames
+	maxInFlightBytes = 1 << 20 // of their frames and of the answers they may get
 )
+
+// replySpace is what the answer to op may take beyond the length of the request, in bytes. Without it, a peer that asks
+// in a few bytes for as much as fits a frame, and does not read, would make the daemon hold hundreds of answers.
+func replySpace(op string) int {
+	switch op {
+	case proto.OpRandom, proto.OpBatch, proto.OpKeyList, proto.OpAuditTail, proto.OpCertGet:
+		return proto.MaxControlFrame
+	case proto.OpStreamUpdate: // of a backup
+		return proto.MaxDataFrame
+	}
+	return 1 << 10
+}
 
 // dispatcher brings requests to the rows of the operation table. It is the ipc.Handler of the daemon.
 type dispatcher struct {
@@ -163,7 +175,7 @@ type session struct {
 
 	mu         sync.Mutex
 	inFlight   map[uint64]*call
-	bytes      int // of the frames of inFlight
+	bytes      int // space of inFlight
 	streams    map[uint64]*openStream
 	nextStream uint64
 	closed     bool
@@ -232,16 +244,17 @@ func (s *session) background(c *call, f []byte) error {
 	shape := s.daemon.shapes[c.lane]
 	c.frame = append(c.frame[:0], f...)
 	c.request, _ = proto.ParseRequest(c.frame) // once more, because its slices shall alias the copy
+	c.space = len(f) + replySpace(c.request.Op)
 
 	s.mu.Lock()
 	_, twice := s.inFlight[c.request.ID]
-	full := len(s.inFlight) >= maxInFlight || s.bytes+len(f) > maxInFlightBytes && len(s.inFlight) > 0
+	full := len(s.inFlight) >= maxInFlight || s.bytes+c.space > maxInFlightBytes && len(s.inFlight) > 0
 	if !twice && !full {
 		if s.inFlight == nil {
 			s.inFlight = make(map[uint64]*call)
 		}
 		s.inFlight[c.request.ID] = c
-		s.bytes += len(f)
+		s.bytes += c.space
 	}
 	s.mu.Unlock()
 	switch {
@@ -265,7 +278,7 @@ func (s *session) background(c *call, f []byte) error {
 func (s *session) done(c *call) {
 	s.mu.Lock()
 	delete(s.inFlight, c.request.ID)
-	s.bytes -= len(c.frame)
+	s.bytes -= c.space
 	s.mu.Unlock()
 	work := s.daemon.shapes[c.lane].work
 	c.free()

@@ -33,6 +33,7 @@ type call struct {
 	op       *operation
 	lane     lane
 	frame    []byte // the request, when it runs in the background
+	space    int    // of the frame and the answer, in bytes
 	answered atomic.Bool
 	failure  *proto.Error  // of AppendFrame
 	result   proto.Message // of AppendFrame
@@ -219,9 +220,9 @@ func (c *call) item(op string, params []byte) ([]byte, *proto.Error) {
 		e.SafeToRetry = true
 		return nil, e
 	}
-	sub := &call{ctx: c.ctx, daemon: c.daemon, session: c.session, op: row, lane: c.lane}
+	sub := &call{ctx: c.ctx, daemon: c.daemon, session: c.session, op: row}
 	sub.request = proto.Request{ID: c.request.ID, Op: op, Params: params, Options: proto.Options{Trace: c.request.Options.Trace}}
-	result, e := sub.handle()
+	result, e := sub.inItsLane(c.lane)
 	if e != nil {
 		return nil, e
 	}
@@ -231,6 +232,34 @@ func (c *call) item(op string, params []byte) ([]byte, *proto.Error) {
 	}
 	return out, nil
 }
+
+// inItsLane handles an item of a batch, whose own lane is outer, on a worker of the item's lane and waits for it. Batches
+// run many at a time, because most of what they do may be to wait for the disk; what they compute must not be.
+func (c *call) inItsLane(outer lane) (result proto.Message, e *proto.Error) {
+	if c.lane = c.choose(); c.lane == laneInline {
+		c.lane = lanePool
+	}
+	if c.lane == outer { // waiting for another worker of the same lane could be for ever
+		return c.handle()
+	}
+	done := make(chan struct{})
+	taken := c.daemon.lanes[c.lane].Submit(c.session.who.UID, task(func() {
+		defer close(done)
+		result, e = c.handle()
+	}))
+	if !taken {
+		c.daemon.busy.Add(1)
+		return nil, busy("too many requests of this kind are waiting", c.daemon.shapes[c.lane].retry)
+	}
+	<-done
+	return result, e
+}
+
+// task is a function as ipc.Task.
+type task func()
+
+// Run implements ipc.Task.
+func (f task) Run() { f() }
 
 // limit sets the deadline of c.
 func (c *call) limit(d time.Duration) {

@@ -22,7 +22,7 @@ func operations() map[string]operation {
 
 		proto.OpKeyCreate:        {onBoth, whenReady, creating, handleKeyCreate},
 		proto.OpKeyImportBegin:   {onBoth, whenReady, pool, handleKeyImportBegin},
-		proto.OpKeyImport:        {onBoth, whenReady, disk, handleKeyImport},
+		proto.OpKeyImport:        {onBoth, whenReady, importing, handleKeyImport},
 		proto.OpKeyGet:           {onBoth, whenReady, pool, handleKeyGet},
 		proto.OpKeyList:          {onBoth, whenReady, disk, handleKeyList},
 		proto.OpKeySet:           {onBoth, whenReady, disk, handleKeySet},
@@ -54,9 +54,9 @@ func operations() map[string]operation {
 		proto.OpStreamFinish: {onBoth, whenReady, inline, handleStreamFinish},
 		proto.OpStreamAbort:  {onBoth, whenReady, inline, handleStreamAbort},
 
-		proto.OpCertRequest:  {onBoth, whenReady, disk, handleCertRequest},
-		proto.OpCertSelfSign: {onBoth, whenReady, disk, handleCertSelfSign},
-		proto.OpCertIssue:    {onBoth, whenReady, disk, handleCertIssue},
+		proto.OpCertRequest:  {onBoth, whenReady, certifying, handleCertRequest},
+		proto.OpCertSelfSign: {onBoth, whenReady, certifying, handleCertSelfSign},
+		proto.OpCertIssue:    {onBoth, whenReady, certifying, handleCertIssue},
 		proto.OpCertAttach:   {onBoth, whenReady, disk, handleCertAttach},
 		proto.OpCertGet:      {onBoth, whenReady, pool, handleCertGet},
 
@@ -122,6 +122,31 @@ func creating(c *call) lane {
 	return laneStore
 }
 
+// importing keeps the examination of primes apart in the same way.
+func importing(c *call) lane {
+	var in proto.KeyImport
+	if proto.DecodeReply(c.request.Params, &in) == nil && strings.HasPrefix(in.Key.Algorithm, "rsa-") {
+		return laneKeygen
+	}
+	return laneStore
+}
+
+// certifying keeps signatures that take milliseconds from being computed by as many workers as may wait for the disk.
+func certifying(c *call) lane {
+	var in proto.CertIssue // the others have a part of its params
+	if proto.DecodeReply(c.request.Params, &in) != nil {
+		return laneStore
+	}
+	signer := in.Key
+	if in.Issuer != "" {
+		signer = in.Issuer
+	}
+	if row, _ := c.peek(signer); row != nil && row.Cost == mechanism.CostRSA {
+		return laneRSA
+	}
+	return laneStore
+}
+
 // rotating is creating for a key that is already there.
 func rotating(c *call) lane {
 	if row, _ := c.mechanism(); row != nil && row.Cost != mechanism.CostRSA {
@@ -137,6 +162,11 @@ func (c *call) mechanism() (row *mechanism.Row, durable bool) {
 	if proto.DecodeReply(c.request.Params, &in) != nil {
 		return nil, false
 	}
-	name, _, _ := strings.Cut(in.Key, "@")
+	return c.peek(in.Key)
+}
+
+// peek is mechanism for the key that ref names.
+func (c *call) peek(ref string) (row *mechanism.Row, durable bool) {
+	name, _, _ := strings.Cut(ref, "@")
 	return c.daemon.engine.Peek(keyspec.Name(name))
 }
