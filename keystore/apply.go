@@ -49,7 +49,8 @@ func (p *prepared) wipe() {
 }
 
 // Apply carries out a commit: when it returns nil everything in it is durable, when it returns an error nothing was changed, unless
-// the error is ErrStorage, when only reading the keys again will tell.
+// the error is ErrStorage, when only reading the keys again will tell. The context is looked at before the commit begins; a commit
+// that began is waited for.
 //
 // It returns ErrExists, ErrNotFound or ErrConflict when a key is not at the revision its change is based on, ErrInvalid when the keys
 // are not well-formed, a *DuplicateError when the request key was used before, and ErrStorage when the disk is full or fails.

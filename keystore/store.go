@@ -20,7 +20,7 @@ import (
 // Config says where a store is and what it may use.
 type Config struct {
 	Dir   string           // the state directory, mode 0700, owned by the effective user
-	Arena *secmem.Arena    // for the root, lifetime and epoch keys; the store takes at most 512 bytes of it
+	Arena *secmem.Arena    // for the root, lifetime and epoch keys; the store takes at most 1 KiB of it
 	Now   func() time.Time // nil for time.Now
 	Log   *slog.Logger     // nil for none
 	// CheckCommand is the command, path first, that examines a database file before this process opens it; the path of the file
@@ -387,8 +387,10 @@ func (s *Store) adopt(h *header, keys *secrets) error {
 	// The last change of the header was interrupted. Finish it.
 	if err := s.exclusively(func() error { return s.settleGeneration() }); err != nil {
 		s.mu.Lock()
-		s.secrets = nil // freed by the caller
-		s.snapshot.Store(nil)
+		if s.secrets == keys {
+			s.secrets = nil // freed by the caller
+			s.snapshot.Store(nil)
+		}
 		s.mu.Unlock()
 		return err
 	}
