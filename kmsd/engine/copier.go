@@ -16,6 +16,12 @@ func (e *Engine) runCopier(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-e.wakeCopier:
+			// The outbox is on disk already, and every copy costs an fsync of the log: let acts gather.
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(copyGather):
+			}
 		case <-retry.C:
 		}
 		if err := e.copyOutbox(ctx); err != nil && ctx.Err() == nil {
@@ -24,6 +30,9 @@ func (e *Engine) runCopier(ctx context.Context) {
 		}
 	}
 }
+
+// copyGather is how long an act waits in the outbox for others.
+const copyGather = 50 * time.Millisecond
 
 // maxOutbox is more than an outbox ever has: entries that were copied leave it with the next commit. The first copy after
 // a start has to see all of it.

@@ -64,12 +64,10 @@ func period(usages []keyspec.Usage) time.Duration {
 // Create makes a key. With a request key, a repetition by the same user within 24 hours returns the key made the first
 // time.
 func (e *Engine) Create(ctx context.Context, c *Caller, n *NewKey, requestKey []byte) (*keystore.Key, error) {
-	return e.create(ctx, c, &act{op: "key_create", ref: keyspec.Ref{Name: n.Name}}, n, keyspec.Generated, requestKey,
-		func(_ *use, row *mechanism.Row) ([]byte, error) { return row.Generate() })
+	return e.create(ctx, c, &act{op: "key_create", ref: keyspec.Ref{Name: n.Name}}, n, keyspec.Generated, requestKey, nil)
 }
 
-// create is the common part of everything that makes a key. secret returns its material, on a stack that is erased; the
-// material is wiped.
+// create is the common part of everything that makes a key. secret returns its material; without it, the key is generated.
 func (e *Engine) create(ctx context.Context, c *Caller, a *act, n *NewKey, origin keyspec.Origin, requestKey []byte,
 	secret func(*use, *mechanism.Row) ([]byte, error),
 ) (created *keystore.Key, err error) {
@@ -199,32 +197,42 @@ func (u *use) make(key *keystore.Key, row *mechanism.Row, requestKey []byte, sec
 	return key, nil
 }
 
-// withNew calls f with material that secret returns and the public half, if there is one, and wipes the material. secret
-// runs on a stack that is erased.
+// withNew calls f with the material of a new key and its public half, if there is one, and wipes the material. secret
+// returns the material, and runs on a stack that is erased at once; without it, the key is generated.
+//
+// Generation runs outside secmem.Do, as operations do: it allocates a lot, inside each allocation costs a special, and
+// freed memory is overwritten anyway.
 func (u *use) withNew(row *mechanism.Row, secret func(*use, *mechanism.Row) ([]byte, error), f func(b, spki []byte) error) error {
 	if err := u.tests.passed(row); err != nil {
 		return err
 	}
 	u.touch()
-	var b, spki []byte
+	var b []byte
+	var k *mechanism.Key
 	var err error
-	var panicked any
-	secmem.Do(func() {
-		defer func() { panicked = recover() }()
-		if b, err = secret(u, row); err != nil {
-			return
+	if secret == nil {
+		k, b, err = row.NewKey()
+	} else {
+		var panicked any
+		secmem.Do(func() {
+			defer func() { panicked = recover() }()
+			if b, err = secret(u, row); err == nil {
+				k, err = row.Load(b)
+			}
+		})
+		if panicked != nil {
+			panic(panicked)
 		}
-		var loaded *mechanism.Key
-		if loaded, err = row.Load(b); err == nil && loaded.Public() != nil {
-			spki, err = loaded.SPKI()
-		}
-	})
-	defer clear(b)
-	if panicked != nil {
-		panic(panicked)
 	}
+	defer clear(b)
 	if err != nil {
 		return err
+	}
+	var spki []byte
+	if k.Public() != nil {
+		if spki, err = k.SPKI(); err != nil {
+			return err
+		}
 	}
 	return f(b, spki)
 }

@@ -7,6 +7,7 @@ package engine
 import (
 	"context"
 	"crypto"
+	"fmt"
 	"log/slog"
 	"sync/atomic"
 	"time"
@@ -125,7 +126,8 @@ func (e *Engine) Unlocked() error {
 	e.touch()
 	signal(e.wakeCopier)
 	signal(e.wakeScheduler)
-	return nil
+	info := s.Info()
+	return e.note("keystore_open", fmt.Sprintf("store %x instance %x epoch %d", info.StoreID, info.InstanceID, info.Epoch))
 }
 
 // Lock locks the keystore and forgets every key. Acts whose record is still in the outbox are copied to the log first, if

@@ -349,8 +349,7 @@ func (e *Engine) Rotate(ctx context.Context, c *Caller, name keyspec.Name, notBe
 		if err != nil {
 			return err
 		}
-		generate := func(*use, *mechanism.Row) ([]byte, error) { return row.Generate() }
-		return u.withNew(row, generate, func(b, spki []byte) error {
+		return u.withNew(row, nil, func(b, spki []byte) error {
 			after, err = u.change(name, func(key *keystore.Key) (*keystore.Change, error) {
 				return u.rotated(key, b, spki, notBefore, expires, noExpiry)
 			})

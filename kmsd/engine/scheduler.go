@@ -16,9 +16,6 @@ const (
 	schedulePause  = 20 * time.Millisecond // between pages, to leave the store to others
 )
 
-// schedulerName is the principal of what the daemon does by itself.
-const schedulerName = "kmsd"
-
 func (e *Engine) runScheduler(ctx context.Context) {
 	timer := time.NewTimer(schedulePeriod)
 	defer timer.Stop()
@@ -111,7 +108,7 @@ func nextChange(key *keystore.Key) (next time.Time) {
 func (e *Engine) settleKey(ctx context.Context, name keyspec.Name) error {
 	caller := &Caller{}
 	u := use{Engine: e, ctx: ctx, caller: caller, act: &act{op: "key_settle", ref: keyspec.Ref{Name: name}}, now: e.now()}
-	u.decision.Allowed, u.decision.Principal = true, schedulerName
+	u.decision.Allowed, u.decision.Principal = true, daemonName
 	err := u.protect(func() (err error) {
 		if u.store, err = e.opened(); err != nil {
 			return err
