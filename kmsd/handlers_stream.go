@@ -35,18 +35,7 @@ func handleStreamUpdate(c *call) (proto.Message, error) {
 	if err != nil {
 		return nil, err
 	}
-	reply := &proto.StreamData{}
-	switch s := o.value.(type) {
-	case *engine.Stream:
-		reply.Data, err = s.Update(in.Chunk, in.Data, nil)
-	case *backupStream:
-		if len(in.Data) > 0 {
-			err = invalid("a backup is read, not written")
-			break
-		}
-		reply.Data, reply.Done, err = s.read(in.Chunk)
-	}
-	o.release()
+	reply, err := o.update(c, in)
 	if err != nil || reply.Done {
 		c.session.dropStream(in.Stream)
 	}
@@ -54,6 +43,23 @@ func handleStreamUpdate(c *call) (proto.Message, error) {
 		return nil, err
 	}
 	return reply, nil
+}
+
+// update hands a chunk to the stream. It releases o whatever happens, or the next chunk would wait for ever.
+func (o *openStream) update(c *call, in *proto.StreamUpdate) (*proto.StreamData, error) {
+	defer o.release()
+	reply := &proto.StreamData{}
+	var err error
+	switch s := o.value.(type) {
+	case *engine.Stream:
+		reply.Data, err = s.Update(in.Chunk, in.Data, c.chunk())
+	case *backupStream:
+		if len(in.Data) > 0 {
+			return nil, invalid("a backup is read, not written")
+		}
+		reply.Data, reply.Done, err = s.read(in.Chunk)
+	}
+	return reply, err
 }
 
 func handleStreamFinish(c *call) (proto.Message, error) {
@@ -65,20 +71,22 @@ func handleStreamFinish(c *call) (proto.Message, error) {
 	if err != nil {
 		return nil, err
 	}
-	reply := &proto.StreamData{Done: true}
-	s, ok := o.value.(*engine.Stream)
-	if ok {
-		reply.Data, err = s.Finish(nil)
-	}
-	o.release()
-	if !ok {
+	if o.waits {
+		o.release()
 		return nil, invalid("this stream ends by itself")
 	}
+	data, err := o.finish(c)
 	c.session.dropStream(in.Stream)
 	if err != nil {
 		return nil, err
 	}
-	return reply, nil
+	return &proto.StreamData{Data: data, Done: true}, nil
+}
+
+// finish ends the stream. It releases o whatever happens.
+func (o *openStream) finish(c *call) ([]byte, error) {
+	defer o.release()
+	return o.value.(*engine.Stream).Finish(c.chunk())
 }
 
 func handleStreamAbort(c *call) (proto.Message, error) {
