@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"filippo.io/age"
@@ -103,20 +104,23 @@ func handleBackupCreate(c *call) (proto.Message, error) {
 	if len(in.Recipients) > maxRecipients {
 		return nil, invalid("too many recipients")
 	}
-	var recipients []age.Recipient
-	if len(in.Recipients) > 0 {
-		if recipients, err = age.ParseRecipients(strings.NewReader(strings.Join(in.Recipients, "\n"))); err != nil {
-			return nil, invalid("recipient: " + err.Error())
-		}
-	}
 	d := c.daemon
 	store := d.store.Load()
-	escrow := store.Info().Escrow
-	if len(recipients)+len(escrow) == 0 {
+	all := in.Recipients
+	for _, r := range store.Info().Escrow {
+		if !slices.Contains(all, r) {
+			all = append(all, r)
+		}
+	}
+	if len(all) == 0 {
 		return nil, invalid("a backup needs a recipient")
 	}
-	reply := &proto.BackupReply{Recipients: append(append([]string{}, in.Recipients...), escrow...)}
-	err = c.administrate(strings.Join(in.Recipients, " "), func() error {
+	recipients, err := age.ParseRecipients(strings.NewReader(strings.Join(all, "\n")))
+	if err != nil {
+		return nil, invalid("recipient: " + err.Error())
+	}
+	reply := &proto.BackupReply{Recipients: all}
+	err = c.administrate(strings.Join(all, " "), func() error {
 		if err := d.engine.FlushAudit(c.ctx); err != nil {
 			return err
 		}

@@ -210,7 +210,12 @@ func TestWrappedImportOverTheWire(t *testing.T) {
 }
 
 func TestBackupOverTheWire(t *testing.T) {
-	d := withKeystore(t)
+	escrow, err := age.GenerateX25519Identity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := startReal(t, t.TempDir())
+	d.ask(proto.OpInit, &proto.Init{Enclave: "keyring:file", NoRecovery: true, EscrowTo: []string{escrow.Recipient().String()}}, &proto.InitReply{})
 	for i := range 20 {
 		d.ask(proto.OpKeyCreate, &proto.KeyCreate{Name: fmt.Sprintf("APP/%d", i), Algorithm: "ecdsa-p256"}, &proto.KeyInfo{})
 	}
@@ -231,9 +236,14 @@ func TestBackupOverTheWire(t *testing.T) {
 		}
 	}
 	d.refused(proto.OpStreamUpdate, &proto.StreamUpdate{Stream: begin.Stream}, proto.CodeInvalid)
-	manifest, err := keystore.VerifyBackup(t.Context(), bytes.NewReader(backup.Bytes()), []age.Identity{identity}, t.TempDir())
-	if err != nil || manifest.Keys != 20 || len(manifest.AuditHead) == 0 || len(manifest.PolicyDigest) != 32 {
-		t.Errorf("%+v %v", manifest, err)
+	if len(begin.Recipients) != 2 {
+		t.Errorf("recipients %v", begin.Recipients)
+	}
+	for _, id := range []age.Identity{identity, escrow} {
+		manifest, err := keystore.VerifyBackup(t.Context(), bytes.NewReader(backup.Bytes()), []age.Identity{id}, t.TempDir())
+		if err != nil || manifest.Keys != 20 || len(manifest.AuditHead) == 0 || len(manifest.PolicyDigest) != 32 {
+			t.Errorf("%+v %v", manifest, err)
+		}
 	}
 	if _, err := age.Decrypt(io.LimitReader(&backup, 100), identity); err == nil {
 		t.Error("half a backup opens")
