@@ -248,7 +248,7 @@ func (s *session) background(c *call, f []byte) error {
 
 	s.mu.Lock()
 	_, twice := s.inFlight[c.request.ID]
-	full := len(s.inFlight) >= maxInFlight || s.bytes+c.space > maxInFlightBytes && len(s.inFlight) > 0
+	full := len(s.inFlight) >= maxInFlight || s.bytes+c.space > maxInFlightBytes && s.working()
 	if !twice && !full {
 		if s.inFlight == nil {
 			s.inFlight = make(map[uint64]*call)
@@ -272,6 +272,17 @@ func (s *session) background(c *call, f []byte) error {
 		s.done(c)
 	}
 	return nil
+}
+
+// working reports whether a handler of this connection is at work. A call stays on the books for a moment after its answer
+// has been sent, and a client that has read it may be back with the next one by then. s.mu is held.
+func (s *session) working() bool {
+	for _, c := range s.inFlight {
+		if !c.finished.Load() {
+			return true
+		}
+	}
+	return false
 }
 
 // done takes c, whose answer is queued, off the books.

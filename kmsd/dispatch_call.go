@@ -36,6 +36,7 @@ type call struct {
 	frame    []byte // the request, when it runs in the background
 	space    int    // of the frame and the answer, in bytes
 	answered atomic.Bool
+	finished atomic.Bool       // its handler has returned; all that is left is to answer
 	failure  *proto.Error      // of AppendFrame
 	result   proto.Message     // of AppendFrame
 	scratch  *[chunkSpace]byte // of chunk
@@ -99,6 +100,7 @@ func (c *call) free() {
 	c.ctx, c.daemon, c.session, c.request, c.op, c.lane = nil, nil, nil, proto.Request{}, nil, 0
 	c.failure, c.result, c.deadline = nil, nil, time.Time{}
 	c.answered.Store(false)
+	c.finished.Store(false)
 	c.frame = frame
 	calls.Put(c)
 }
@@ -159,6 +161,7 @@ func (c *call) run() {
 		return
 	}
 	result, e := c.handle()
+	c.finished.Store(true)
 	if late := c.expired(); late != nil {
 		c.answer(late, nil)
 		return
