@@ -147,6 +147,24 @@ func gone(t *testing.T, pid int) {
 	t.Fatalf("process %d still runs", pid)
 }
 
+// frozen waits until every thread of a process has stopped; on a busy machine one may go on for a while.
+func frozen(t *testing.T, pid int) {
+	t.Helper()
+	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		running := 0
+		tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+		for _, task := range tasks {
+			if stat, err := os.ReadFile(task); err == nil && !bytes.Contains(stat, []byte(") T ")) {
+				running++
+			}
+		}
+		if len(tasks) > 0 && running == 0 {
+			return
+		}
+	}
+	t.Fatalf("process %d does not stop", pid)
+}
+
 func TestConformance(t *testing.T) {
 	s := startSpawner(t)
 	enclavetest.Run(t, func(t *testing.T) enclavetest.Device {
@@ -231,6 +249,7 @@ func TestFrozenHelperIsKilled(t *testing.T) {
 	if err := syscall.Kill(first, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
+	frozen(t, first)
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	if _, err := e.Wrap(ctx, make([]byte, enclave.SecretSize), nil); !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, enclave.ErrBusy) {

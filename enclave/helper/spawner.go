@@ -134,6 +134,7 @@ func (s *Spawner) Dial(ctx context.Context, kind string) (*Link, error) {
 
 // stop has a helper killed; it does not wait.
 func (s *Spawner) stop(id uint32) {
+	s.conn.SetWriteDeadline(time.Now().Add(startTimeout)) // the one of the last Dial has long passed
 	s.conn.Write(binary.BigEndian.AppendUint32([]byte{msgStop}, id))
 }
 
