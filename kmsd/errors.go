@@ -35,6 +35,7 @@ var wireErrors = []struct {
 	{mechanism.ErrDecryption, proto.CodeDecryptionFailed, proto.ClassInput, true, 0, "decryption failed"},
 	{ciphertext.ErrDecryption, proto.CodeDecryptionFailed, proto.ClassInput, true, 0, "decryption failed"},
 	{mechanism.ErrVerification, proto.CodeVerificationFailed, proto.ClassInput, true, 0, "verification failed"},
+	{audit.ErrLocked, proto.CodeLocked, proto.ClassState, true, 0, "the keystore is locked"}, // before ErrAudit, which it may come in
 	{engine.ErrAudit, proto.CodeStorage, proto.ClassBackend, false, time.Second, "the act could not be recorded, so it was not carried out"},
 	{engine.ErrState, proto.CodeState, proto.ClassState, true, 0, ""},
 	{engine.ErrUsage, proto.CodeUsage, proto.ClassState, true, 0, ""},
@@ -80,7 +81,6 @@ var wireErrors = []struct {
 	{audit.ErrDamaged, proto.CodeDamaged, proto.ClassBackend, true, 0, ""},
 	{audit.ErrKey, proto.CodeMisconfigured, proto.ClassBackend, true, 0, ""},
 	{audit.ErrStorage, proto.CodeStorage, proto.ClassBackend, false, time.Second, ""},
-	{audit.ErrLocked, proto.CodeLocked, proto.ClassState, true, 0, ""},
 	{audit.ErrClosed, proto.CodeLocked, proto.ClassState, true, 0, "the daemon is stopping"},
 
 	{mechanism.ErrSelfTest, proto.CodeInternal, proto.ClassInternal, true, 0, "the self-test of the mechanism failed"},

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"filippo.io/age"
 
@@ -480,6 +481,9 @@ type addParams struct {
 
 // add enrols a slot, and returns what must be shown once: the recovery key, or the shares. The caller wipes that.
 func (k *slotKeeper) add(ctx context.Context, s *keystore.Store, p addParams) (keystore.Slot, [][]byte, error) {
+	if strings.ContainsFunc(p.Label, unicode.IsControl) {
+		return keystore.Slot{}, nil, fmt.Errorf("%w: the label holds a control character", errSpec)
+	}
 	n := &enrolment{keeper: k}
 	defer n.close()
 	var err error
