@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"filippo.io/age"
@@ -31,7 +32,7 @@ const (
 
 // BackupOptions says for whom a backup is, and what its manifest records besides.
 type BackupOptions struct {
-	Recipients   []age.Recipient
+	Recipients   []age.Recipient // besides the escrow recipients of the store
 	AuditHead    []byte
 	PolicyDigest []byte
 }
@@ -50,13 +51,17 @@ type Manifest struct {
 	NotEscrowed         []string // namespaces that chose to die with their device
 }
 
-// Backup writes the whole store to w, encrypted to the recipients. Commits wait while the database is copied; writing to w happens
+// Backup writes the whole store to w, encrypted to the escrow recipients of the store and to those in o. Commits wait while the database is copied; writing to w happens
 // afterwards. What the recipients' identities open is everything: whoever has one needs no slot. A backup does not show who made it.
 func (s *Store) Backup(ctx context.Context, w io.Writer, o BackupOptions) (Manifest, error) {
 	if len(o.AuditHead) > maxDigest || len(o.PolicyDigest) > maxDigest {
 		return Manifest{}, fmt.Errorf("%w: audit head or policy digest", ErrTooLarge)
 	}
-	if len(o.Recipients) == 0 {
+	recipients, err := parseRecipients(s.header.Load().escrow)
+	if err != nil {
+		return Manifest{}, err
+	}
+	if recipients = append(recipients, o.Recipients...); len(recipients) == 0 {
 		return Manifest{}, fmt.Errorf("%w: a backup needs a recipient", ErrInvalid)
 	}
 	notEscrowed, err := s.notEscrowed(ctx)
@@ -87,7 +92,7 @@ func (s *Store) Backup(ctx context.Context, w io.Writer, o BackupOptions) (Manif
 		return Manifest{}, err
 	}
 	defer database.Close()
-	encrypted, err := age.Encrypt(w, o.Recipients...)
+	encrypted, err := age.Encrypt(w, recipients...)
 	if err != nil {
 		return Manifest{}, fmt.Errorf("backup: %w", err)
 	}
@@ -98,6 +103,25 @@ func (s *Store) Backup(ctx context.Context, w io.Writer, o BackupOptions) (Manif
 		return Manifest{}, fmt.Errorf("backup: %w", err)
 	}
 	return m, nil
+}
+
+// parseRecipients reads native age recipients, classic ("age1...") or hybrid ("age1pq1..."). age refuses to mix the two in one file,
+// and so does this.
+func parseRecipients(list []string) ([]age.Recipient, error) {
+	if len(list) == 0 {
+		return nil, nil
+	}
+	recipients, err := age.ParseRecipients(strings.NewReader(strings.Join(list, "\n")))
+	if err == nil && len(recipients) != len(list) {
+		err = errors.New("one recipient each")
+	}
+	if err == nil {
+		_, err = age.Encrypt(io.Discard, recipients...)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: escrow recipients: %w", ErrInvalid, err)
+	}
+	return recipients, nil
 }
 
 // copyDatabase returns a copy of the database that has no name any more.

@@ -110,3 +110,39 @@ func TestBackupThatIsNotWholeIsRefused(t *testing.T) {
 	}
 	refuse("something appended", append(bytes.Clone(blob), 0), id)
 }
+
+func TestEveryBackupIsEncryptedToTheEscrowRecipients(t *testing.T) {
+	ctx := context.Background()
+	escrow, other := testIdentity(t), testIdentity(t)
+	s, err := Create(ctx, testConfig(t, testDir(t)), []NewSlot{testSlot(1)}, []string{escrow.Recipient().String()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	mustApply(t, s, testKey("app/k", keyspec.Ed25519, 32))
+	for _, o := range []BackupOptions{{}, {Recipients: []age.Recipient{other.Recipient()}}} {
+		var out bytes.Buffer
+		if _, err := s.Backup(ctx, &out, o); err != nil {
+			t.Fatal(err)
+		}
+		for _, id := range []age.Identity{escrow, other} {
+			_, err := VerifyBackup(ctx, bytes.NewReader(out.Bytes()), []age.Identity{id}, t.TempDir())
+			if id == age.Identity(other) && o.Recipients == nil {
+				if !errors.Is(err, ErrBackup) {
+					t.Errorf("a stranger: %v", err)
+				}
+			} else if err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	pq, err := age.GenerateHybridIdentity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, list := range [][]string{{"nonsense"}, {"# comment"}, {escrow.Recipient().String(), pq.Recipient().String()}} {
+		if _, err := Create(ctx, testConfig(t, testDir(t)), []NewSlot{testSlot(1)}, list); !errors.Is(err, ErrInvalid) {
+			t.Errorf("escrow to %q: %v", list, err)
+		}
+	}
+}

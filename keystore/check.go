@@ -7,7 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
-	"io"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -206,7 +206,6 @@ const (
 	elementSize    = 16
 	metaSize       = 64
 	maxPageDepth   = 40
-	maxOverflow    = 1 << 16
 	bucketElement  = 0x01
 	bucketSize     = 16
 	noFreelist     = ^uint64(0)
@@ -216,7 +215,7 @@ const (
 // same depth everywhere in a bucket, and that no two references lead to one of them, or to a free page, is enough to know that
 // following references comes to an end.
 type pageWalker struct {
-	f        *os.File
+	data     []byte // the file, mapped
 	pageSize int
 	pages    uint64 // high-water mark
 	seen     []uint64
@@ -251,48 +250,51 @@ func checkPages(f *os.File, full bool) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrStorage, err)
 	}
-	w := &pageWalker{f: f, full: full}
-	root, err := w.meta(info.Size())
-	if err != nil {
-		return err
+	if info.Size() < 4*1024 || info.Size() > math.MaxInt {
+		return fmt.Errorf("%w: a database of %d bytes", ErrDamaged, info.Size())
 	}
-	if w.freelist != noFreelist {
-		if err := w.free(); err != nil {
+	data, err := unix.Mmap(int(f.Fd()), 0, int(info.Size()), unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrStorage, err)
+	}
+	defer unix.Munmap(data)
+	unix.Madvise(data, unix.MADV_RANDOM) // reading ahead would fetch the leaves too
+	return guard(func() error {          // a disk that cannot be read shows as a fault
+		w := &pageWalker{data: data, full: full}
+		root, err := w.meta()
+		if err != nil {
 			return err
 		}
-	}
-	return w.tree(root, true)
+		if w.freelist != noFreelist {
+			if err := w.free(); err != nil {
+				return err
+			}
+		}
+		return w.tree(root, true)
+	})
 }
 
 // meta reads both meta pages, as bbolt does: the valid one with the higher transaction number counts.
-func (w *pageWalker) meta(size int64) (root uint64, err error) {
+func (w *pageWalker) meta() (root uint64, err error) {
+	le := binary.LittleEndian
 	var newest uint64
 	found := false
-	pageSize := 0
-	buf := make([]byte, pageHeaderSize+metaSize)
-	// The second meta page begins one page in; its size is only known from the first, or by trying.
-	for _, off := range []int64{0, 4096, 8192, 16384, 32768, 65536} {
-		if off > 0 && pageSize != 0 && off != int64(pageSize) {
+	// The second meta page begins one page in; the size of a page is only known from the first, or by trying.
+	for _, off := range []int{0, 1024, 2048, 4096, 8192, 16384, 32768, 65536} {
+		if off > 0 && w.pageSize != 0 && off != w.pageSize || off+pageHeaderSize+metaSize > len(w.data) {
 			continue
 		}
-		if n, err := w.f.ReadAt(buf, off); n < len(buf) {
-			if err != nil && !errors.Is(err, io.EOF) {
-				return 0, fmt.Errorf("%w: %w", ErrStorage, err)
-			}
-			continue
-		}
-		m := buf[pageHeaderSize:]
-		le := binary.LittleEndian
+		m := w.data[off+pageHeaderSize:]
 		h := fnv.New64a()
 		h.Write(m[:56])
 		if le.Uint32(m) != boltMagic || le.Uint32(m[4:]) != boltVersion || le.Uint64(m[56:]) != h.Sum64() {
 			continue
 		}
-		ps := le.Uint32(m[8:])
-		if ps < 1024 || ps > 65536 || ps&(ps-1) != 0 || off != 0 && off != int64(ps) {
+		size := le.Uint32(m[8:])
+		if size < 1024 || size > 65536 || size&(size-1) != 0 || off != 0 && off != int(size) {
 			continue
 		}
-		pageSize = int(ps)
+		w.pageSize = int(size)
 		if tx := le.Uint64(m[48:]); !found || tx > newest {
 			found, newest = true, tx
 			root, w.freelist, w.pages = le.Uint64(m[16:]), le.Uint64(m[32:]), le.Uint64(m[40:])
@@ -301,8 +303,7 @@ func (w *pageWalker) meta(size int64) (root uint64, err error) {
 	if !found {
 		return 0, fmt.Errorf("%w: the database has no valid meta page", ErrDamaged)
 	}
-	w.pageSize = pageSize
-	if w.pages < 2 || w.pages > uint64(size)/uint64(pageSize) {
+	if w.pages < 2 || w.pages > uint64(len(w.data)/w.pageSize) {
 		return 0, fmt.Errorf("%w: the database is shorter than it should be", ErrDamaged)
 	}
 	w.seen = make([]uint64, (w.pages+63)/64)
@@ -323,32 +324,22 @@ func (w *pageWalker) claim(id, n uint64) error {
 	return nil
 }
 
-// load reads a page with its overflow pages.
+// load returns a page with its overflow pages.
 func (w *pageWalker) load(id uint64) (flags uint16, count int, b []byte, err error) {
 	if id < 2 || id >= w.pages {
 		return 0, 0, nil, damagedPage(id, "is out of range")
 	}
-	b = make([]byte, w.pageSize)
-	if _, err := w.f.ReadAt(b, int64(id)*int64(w.pageSize)); err != nil {
-		return 0, 0, nil, fmt.Errorf("%w: %w", ErrStorage, err)
-	}
+	b = w.data[int(id)*w.pageSize:]
 	le := binary.LittleEndian
 	if le.Uint64(b) != id {
 		return 0, 0, nil, damagedPage(id, "says it is another")
 	}
 	flags, count = le.Uint16(b[8:]), int(le.Uint16(b[10:]))
 	overflow := le.Uint32(b[12:])
-	if uint64(overflow) >= w.pages-id || overflow > maxOverflow {
+	if uint64(overflow) >= w.pages-id {
 		return 0, 0, nil, damagedPage(id, "is too large")
 	}
-	if overflow > 0 {
-		rest := make([]byte, int(overflow)*w.pageSize)
-		if _, err := w.f.ReadAt(rest, int64(id+1)*int64(w.pageSize)); err != nil {
-			return 0, 0, nil, fmt.Errorf("%w: %w", ErrStorage, err)
-		}
-		b = append(b, rest...)
-	}
-	return flags, count, b, nil
+	return flags, count, b[:(int(overflow)+1)*w.pageSize], nil
 }
 
 // height returns the number of levels below a page, going by the first page of each.
@@ -398,30 +389,32 @@ func (w *pageWalker) page(id uint64, height int, low, high []byte, top bool) err
 		return damagedPage(id, "has an impossible count")
 	}
 	le := binary.LittleEndian
-	keys := make([][]byte, count)
-	for i := range count {
+	key := func(i int) ([]byte, error) {
 		e := elements[i*elementSize:]
-		if keys[i], err = w.slice(id, e, le.Uint32(e), le.Uint32(e[4:]), 0); err != nil {
-			return err
+		return w.slice(id, e, le.Uint32(e), le.Uint32(e[4:]), 0)
+	}
+	this, err := key(0)
+	if err != nil {
+		return err
+	}
+	for i := range count {
+		next := high
+		if i+1 < count {
+			if next, err = key(i + 1); err != nil {
+				return err
+			}
 		}
-		if i > 0 && bytes.Compare(keys[i-1], keys[i]) >= 0 {
+		if !ordered(this, low, high) || next != nil && bytes.Compare(this, next) >= 0 {
 			return damagedPage(id, "is out of order")
 		}
-	}
-	if !ordered(keys[0], low, high) || !ordered(keys[count-1], low, high) {
-		return damagedPage(id, "has keys that belong elsewhere")
-	}
-	for i := range count {
-		childLow, childHigh := keys[i], high
+		childLow := this
 		if i == 0 {
 			childLow = low
 		}
-		if i+1 < count {
-			childHigh = keys[i+1]
-		}
-		if err := w.page(le.Uint64(elements[i*elementSize+8:]), height-1, childLow, childHigh, top); err != nil {
+		if err := w.page(le.Uint64(elements[i*elementSize+8:]), height-1, childLow, next, top); err != nil {
 			return err
 		}
+		this = next
 	}
 	return nil
 }

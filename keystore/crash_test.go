@@ -4,9 +4,13 @@ import (
 	"bufio"
 	"context"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/kmsd-project/kmsd/keystore/keyspec"
 )
 
 func TestKillingTheProcessLosesNothingAcknowledged(t *testing.T) {
@@ -55,4 +59,42 @@ func TestKillingTheProcessLosesNothingAcknowledged(t *testing.T) {
 		t.Fatalf("only %d operations were acknowledged", len(acks))
 	}
 	t.Logf("%d kills, %d acknowledged operations", kills, len(acks))
+}
+
+func TestInterruptedCreationLeavesNoStoreOrAWholeOne(t *testing.T) {
+	made := newStore(t)
+	if err := made.Close(); err != nil {
+		t.Fatal(err)
+	}
+	move := func(dir, from, to string) {
+		if err := os.Rename(filepath.Join(dir, from), filepath.Join(dir, to)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Before the database has its name.
+	dir := copyDir(t, made.config.Dir)
+	move(dir, headerFile, headerFile+newSuffix)
+	move(dir, databaseFile, databaseFile+newSuffix)
+	if exists, err := Exists(dir); err != nil || exists {
+		t.Fatalf("Exists: %v %v", exists, err)
+	}
+	mustApply(t, createIn(t, dir), testKey("app/k", keyspec.Ed25519, 32))
+	// After that.
+	dir = copyDir(t, made.config.Dir)
+	move(dir, headerFile, headerFile+newSuffix)
+	if exists, err := Exists(dir); err != nil || !exists {
+		t.Fatalf("Exists: %v %v", exists, err)
+	}
+	s := openIn(t, dir)
+	mustApply(t, s, testKey("app/k", keyspec.Ed25519, 32))
+	s = reopen(t, s)
+	checkKey(t, s, "app/k", 32)
+	// A new header that is left over beside a header is not used.
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, headerFile+newSuffix), []byte("half a hea"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	checkKey(t, openIn(t, dir), "app/k", 32)
 }

@@ -28,15 +28,22 @@ var (
 	allBuckets = [][]byte{bucketMeta, bucketMaterial, bucketPublic, bucketAlias, bucketTable, bucketOutbox, bucketRequest, bucketHead}
 )
 
-const lockTimeout = 2 * time.Second
+const (
+	lockTimeout = 2 * time.Second
+
+	// minDatabase is the size in bytes that the first commit makes the database file grow to. From there it doubles: where in its
+	// first megabyte a small store is would tell more about it.
+	minDatabase = 1 << 20
+)
 
 // openDatabase opens the bbolt file, waiting at most lockTimeout for another process to let it go. The file was examined before.
 func openDatabase(path string, flags int) (db *bolt.DB, err error) {
 	err = guard(func() error {
 		db, err = bolt.Open(path, 0o600, &bolt.Options{
-			Timeout:      lockTimeout,
-			FreelistType: bolt.FreelistMapType,
-			NoStatistics: true,
+			Timeout:         lockTimeout,
+			FreelistType:    bolt.FreelistMapType,
+			InitialMmapSize: minDatabase,
+			NoStatistics:    true,
 			OpenFile: func(name string, flag int, mode os.FileMode) (*os.File, error) {
 				return os.OpenFile(name, flag&^os.O_CREATE|flags|unix.O_NOFOLLOW, mode)
 			},

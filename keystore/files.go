@@ -114,6 +114,42 @@ func replaceFile(path string, content []byte) error {
 	return syncDir(filepath.Dir(path))
 }
 
+// placeStore gives the files of a new store their names. The header is on the disk, under its temporary name, before the database
+// has its own; so a crash in between leaves what finishPlacing can complete.
+func placeStore(dir, database string, headerContent []byte) error {
+	temp := filepath.Join(dir, headerFile+newSuffix)
+	if err := writeFile(temp, headerContent); err != nil {
+		os.Remove(temp)
+		return fmt.Errorf("%w: %w", ErrStorage, err)
+	}
+	if err := syncDir(dir); err != nil {
+		return err
+	}
+	if err := os.Rename(database, filepath.Join(dir, databaseFile)); err != nil {
+		os.Remove(temp)
+		return fmt.Errorf("%w: %w", ErrStorage, err)
+	}
+	return finishPlacing(dir)
+}
+
+// finishPlacing completes placeStore if it was interrupted: a database, no header, but a new one. In a store that is in use the
+// header is never missing.
+func finishPlacing(dir string) error {
+	path := filepath.Join(dir, headerFile)
+	for _, name := range []string{databaseFile, headerFile + newSuffix} {
+		if _, err := os.Lstat(filepath.Join(dir, name)); err != nil {
+			return nil
+		}
+	}
+	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err := os.Rename(path+newSuffix, path); err != nil {
+		return fmt.Errorf("%w: %w", ErrStorage, err)
+	}
+	return syncDir(dir)
+}
+
 // writeFile makes a new file with content and waits until it is on the disk.
 func writeFile(path string, content []byte) error {
 	os.Remove(path) // left over from a crash

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	bolt "go.etcd.io/bbolt"
+
 	"github.com/kmsd-project/kmsd/keystore/keyspec"
 )
 
@@ -103,7 +105,14 @@ func TestPowerFailureLosesNothingAcknowledged(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)
 	dir := s.config.Dir
+	// Nearly as much as the file holds at first, so that it has to grow while it is recorded.
 	mustApply(t, s, testKey("app0", keyspec.Ed25519, 32))
+	for i, used := 0, int64(0); used < minDatabase-150<<10; i++ {
+		mustApply(t, s, testKey(fmt.Sprint("fill/k", i), keyspec.Ed25519, 32))
+		if err := s.db.View(func(tx *bolt.Tx) error { used = tx.Size(); return nil }); err != nil {
+			t.Fatal(err)
+		}
+	}
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -116,7 +125,7 @@ func TestPowerFailureLosesNothingAcknowledged(t *testing.T) {
 		}
 		base.names[name], names[name], base.files[i] = i, i, b
 	}
-	ops := record(t, dir, names, roleWriter, dir, fmt.Sprint(scaled(150, 60)))
+	ops := record(t, dir, names, roleWriter, dir, fmt.Sprint(scaled(150, 50)))
 	var acks []string
 	count := map[string]int{}
 	first := 0
@@ -143,9 +152,9 @@ func TestPowerFailureLosesNothingAcknowledged(t *testing.T) {
 	defer e.stop()
 	rnd := rand.New(rand.NewPCG(1, 2))
 	for _, ignored := range []bool{false, true} {
-		images := scaled(600, 60)
+		images := scaled(600, 40)
 		if ignored {
-			images = scaled(250, 25)
+			images = scaled(250, 20)
 		}
 		results := map[string]int{}
 		for i := range images {

@@ -184,7 +184,7 @@ func TestDatabaseIsExaminedInAnotherProcess(t *testing.T) {
 	}
 	for name, change := range map[string]func(b []byte) []byte{
 		"empty":      func(b []byte) []byte { return nil },
-		"truncated":  func(b []byte) []byte { return b[:len(b)/2] },
+		"truncated":  func(b []byte) []byte { return b[:20<<10] },
 		"no meta":    func(b []byte) []byte { clear(b[:8192]); return b },
 		"other file": func(b []byte) []byte { return []byte(strings.Repeat("something else ", 5000)) },
 	} {

@@ -95,7 +95,7 @@ type Info struct {
 	InstanceID     [16]byte // differs between a store and one restored from its backup
 	Created        time.Time
 	Locked         bool
-	Escrow         []string // age recipients chosen when the store was made
+	Escrow         []string // age recipients of every backup, chosen when the store was made
 	Generation     uint64
 	Epoch          uint32
 	EpochRotating  bool   // a rotation was begun; RotateEpoch goes on with it
@@ -124,7 +124,7 @@ func (c *Config) log() *slog.Logger {
 }
 
 // Create makes a store in the directory and returns it unlocked. The directory must exist. slots open the store; escrow are the age
-// recipients that its backups are meant for. It returns ErrStoreExists if there is a store, or a part of one.
+// recipients that every backup is encrypted to. It returns ErrStoreExists if there is a store, or a part of one.
 func Create(ctx context.Context, c Config, slots []NewSlot, escrow []string) (*Store, error) {
 	h := &header{created: c.now().UTC().Truncate(time.Second), generation: 1, nextSlot: 1, escrow: escrow}
 	random(h.storeID[:])
@@ -143,7 +143,7 @@ func Create(ctx context.Context, c Config, slots []NewSlot, escrow []string) (*S
 	return s, err
 }
 
-// create makes the files of a store. makeDatabase writes the database; the header, written last, makes the store one.
+// create makes the files of a store. makeDatabase writes the database. A crash leaves no store, or a whole one.
 func create(ctx context.Context, c Config, h *header, keys *secrets, slots []NewSlot, makeDatabase func(path string) error) (*Store, error) {
 	if err := checkDir(c.Dir); err != nil {
 		return nil, err
@@ -157,6 +157,9 @@ func create(ctx context.Context, c Config, h *header, keys *secrets, slots []New
 	if len(h.escrow) > maxEscrow {
 		return nil, fmt.Errorf("%w: at most %d escrow recipients", ErrTooLarge, maxEscrow)
 	}
+	if _, err := parseRecipients(h.escrow); err != nil {
+		return nil, err
+	}
 	root := keys.root.Bytes()
 	for _, n := range slots {
 		if _, err := h.addSlot(n, root, c.now()); err != nil {
@@ -167,18 +170,13 @@ func create(ctx context.Context, c Config, h *header, keys *secrets, slots []New
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	path := filepath.Join(c.Dir, databaseFile)
-	temp := path + newSuffix
+	temp := filepath.Join(c.Dir, databaseFile+newSuffix)
 	os.Remove(temp)
 	if err := makeDatabase(temp); err != nil {
 		os.Remove(temp)
 		return nil, err
 	}
-	if err := os.Rename(temp, path); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrStorage, err)
-	}
-	if err := replaceFile(filepath.Join(c.Dir, headerFile), h.encode(root)); err != nil {
-		os.Remove(path) // nothing was in it
+	if err := placeStore(c.Dir, temp, h.encode(root)); err != nil {
 		return nil, err
 	}
 	s, err := Open(ctx, c)
@@ -262,6 +260,9 @@ func createDatabase(path string, headBlob []byte) error {
 // replace its files, ErrInUse if another process has it, and ErrDamaged if it cannot be used at all.
 func Open(ctx context.Context, c Config) (*Store, error) {
 	if err := checkDir(c.Dir); err != nil {
+		return nil, err
+	}
+	if err := finishPlacing(c.Dir); err != nil {
 		return nil, err
 	}
 	_, h, err := readHeader(c.Dir)
