@@ -137,7 +137,7 @@ func (s *Store) sealChange(p *preparedChange, c *Change) error {
 	next := metadata{Key: *c.Key}
 	next.Versions = slices.Clone(c.Key.Versions)
 	next.Revision++
-	id := makeRecordID(s.secrets.index.Bytes(), next.Name)
+	id := s.recordID(next.Name)
 	p.name, p.meta, p.expected = next.Name, id.at(0), c.Key.Revision
 
 	old := &metadata{}
@@ -342,7 +342,7 @@ func (s *Store) sealWrapping(next, old *metadata, dek []byte, c recordContext) (
 	}
 	defer clear(wrapping)
 	next.wrapping = c.revision
-	c.kind, c.key = kindNamespace, makeRecordID(s.secrets.index.Bytes(), next.Name).at(0)
+	c.kind, c.key = kindNamespace, s.recordID(next.Name).at(0)
 	return sealRecord(dek, c, wrapping), nil
 }
 

@@ -89,7 +89,7 @@ func (s *Store) openMetadata(x *entry, blob []byte) (*metadata, error) {
 func (s *Store) Get(name keyspec.Name) (*Key, error) {
 	var k *Key
 	err := s.read(func(h *head) error {
-		m, x, err := s.metadata(h, makeRecordID(s.secrets.index.Bytes(), name))
+		m, x, err := s.metadata(h, s.recordID(name))
 		clear(x.dek[:])
 		if err == nil {
 			k = &m.Key
@@ -120,7 +120,7 @@ func (s *Store) material(h *head, ref keyspec.Ref, dst []byte) ([]byte, error) {
 	if ref.Version == 0 {
 		return nil, ErrNotFound
 	}
-	key := makeRecordID(s.secrets.index.Bytes(), ref.Name).at(ref.Version)
+	key := s.recordID(ref.Name).at(ref.Version)
 	x, found, blob, err := s.lookupRecord(h, key, bucketMaterial)
 	if err != nil {
 		return nil, err
@@ -167,7 +167,7 @@ func (s *Store) materialKey(h *head, x *entry, name keyspec.Name) ([keySize]byte
 
 // wrappingKey loads the namespace wrapping key from the module key's record. It returns ErrNotFound when there is no module key.
 func (s *Store) wrappingKey(h *head, namespace string) ([]byte, error) {
-	id := makeRecordID(s.secrets.index.Bytes(), keyspec.Name(namespace))
+	id := s.recordID(keyspec.Name(namespace))
 	m, x, err := s.metadata(h, id)
 	if err != nil {
 		return nil, err
@@ -194,7 +194,7 @@ func (s *Store) wrappingKey(h *head, namespace string) ([]byte, error) {
 func (s *Store) Public(ref keyspec.Ref) (Public, error) {
 	var p Public
 	err := s.read(func(h *head) error {
-		id := makeRecordID(s.secrets.index.Bytes(), ref.Name)
+		id := s.recordID(ref.Name)
 		m, x, err := s.metadata(h, id)
 		if err != nil {
 			return err
@@ -302,7 +302,7 @@ func (s *Store) page(h *head, prefix string, cursor recordKey, limit int) (keys 
 	namespace, _, whole := strings.Cut(prefix, "/")
 	var within [8]byte
 	if whole {
-		within = namespaceID(s.secrets.index.Bytes(), namespace)
+		within = s.namespaceID(namespace)
 		if bytes.Compare(cursor[:], within[:]) < 0 {
 			cursor = recordKey{}
 			copy(cursor[:], within[:])

@@ -31,12 +31,31 @@ func namespaceID(index []byte, namespace string) (id [8]byte) {
 	return id
 }
 
-func makeRecordID(index []byte, n keyspec.Name) (id recordID) {
+func makeRecordID(index []byte, n keyspec.Name) recordID {
 	namespace := n.Namespace()
-	prefix := namespaceID(index, namespace)
+	return recordIDIn(index, namespaceID(index, namespace), namespace, n)
+}
+
+// recordIDIn is makeRecordID where the namespace's id is known.
+func recordIDIn(index []byte, prefix [8]byte, namespace string, n keyspec.Name) (id recordID) {
 	copy(id[:], prefix[:])
 	m := mac(index, []byte("name\x00"), []byte(namespace), []byte{0}, []byte(n))
 	copy(id[8:], m[:])
+	return id
+}
+
+// recordID is makeRecordID for callers that hold s.mu. Half of its work is the namespace, of which there are few.
+func (s *Store) recordID(n keyspec.Name) recordID {
+	namespace := n.Namespace()
+	return recordIDIn(s.secrets.index.Bytes(), s.namespaceID(namespace), namespace, n)
+}
+
+func (s *Store) namespaceID(namespace string) [8]byte {
+	id, ok := s.cache.getNamespace(namespace)
+	if !ok {
+		id = namespaceID(s.secrets.index.Bytes(), namespace)
+		s.cache.putNamespace(namespace, id)
+	}
 	return id
 }
 

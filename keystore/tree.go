@@ -10,22 +10,43 @@ import (
 	"github.com/kmsd-project/kmsd/keystore/secmem"
 )
 
-// Bounds of the caches, in nodes. At a million keys all interior nodes are 1,000.
+// Bounds of the caches. At a million keys there are 1,000 interior nodes.
 const (
-	maxInterior = 4096
-	maxLeaves   = 512
+	maxInterior   = 4096
+	maxLeaves     = 512
+	maxNamespaces = 1024
 )
 
 // nodeCache keeps nodes whose digest was verified, by that digest: interior nodes decoded, leaves as they are on disk, because a
-// decoded leaf would be data keys lying about in memory.
+// decoded leaf would be data keys lying about in memory. It also keeps the ids of namespaces.
 type nodeCache struct {
-	mu       sync.RWMutex
-	interior map[digest]*node
-	leaves   map[digest][]byte
+	mu         sync.RWMutex
+	interior   map[digest]*node
+	leaves     map[digest][]byte
+	namespaces map[string][8]byte
 }
 
 func newNodeCache() *nodeCache {
-	return &nodeCache{interior: make(map[digest]*node), leaves: make(map[digest][]byte)}
+	return &nodeCache{interior: make(map[digest]*node), leaves: make(map[digest][]byte), namespaces: make(map[string][8]byte)}
+}
+
+func (c *nodeCache) getNamespace(name string) ([8]byte, bool) {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	id, ok := c.namespaces[name]
+	return id, ok
+}
+
+func (c *nodeCache) putNamespace(name string, id [8]byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for victim := range c.namespaces {
+		if len(c.namespaces) < maxNamespaces {
+			break
+		}
+		delete(c.namespaces, victim)
+	}
+	c.namespaces[name] = id
 }
 
 func (c *nodeCache) getInterior(d digest) *node {

@@ -270,7 +270,7 @@ func (v *verification) metadata(h *head, x *entry) {
 		return
 	}
 	k := v.key
-	if makeRecordID(v.s.secrets.index.Bytes(), k.Name) != v.id {
+	if v.s.recordID(k.Name) != v.id {
 		v.part.add(keyspec.Ref{Name: k.Name}, "is in the place of another key")
 	}
 	if k.wrapping != 0 {
