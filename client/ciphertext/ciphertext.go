@@ -21,6 +21,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/kmsd-project/kmsd/keystore/keyspec"
 )
@@ -176,15 +177,14 @@ func Append(dst []byte, h Header, aead cipher.AEAD, plaintext, aad []byte) ([]by
 		keySize = len(plaintext)
 	}
 	start := len(dst)
-	dst, err := h.appendTo(dst, keySize)
+	dst, err := h.appendTo(slices.Grow(dst, Overhead+len(plaintext)), keySize)
 	if err != nil {
 		return nil, err
 	}
-	var nonce [NonceSize]byte
-	rand.Read(nonce[:]) // never fails: crypto/rand ends the process instead
-	dst = append(dst, nonce[:]...)
-	return aead.Seal(dst, dst[start+HeaderSize:start+HeaderSize+NonceSize],
-		plaintext, withHeader(dst[start:start+HeaderSize], aad)), nil
+	header := dst[start:]
+	nonce := dst[len(dst) : len(dst)+NonceSize]
+	rand.Read(nonce) // never fails: crypto/rand ends the process instead
+	return aead.Seal(dst[:len(dst)+NonceSize], nonce, plaintext, withHeader(header, aad)), nil
 }
 
 // AppendMessage appends plaintext sealed as a [Message].

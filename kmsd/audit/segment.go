@@ -65,8 +65,9 @@ func segmentNumber(name string) (uint32, bool) {
 
 // session seals or opens the records of one segment.
 type session struct {
-	aead cipher.AEAD
-	aad  [32 + 8]byte // leaf hash of the header, number
+	aead  cipher.AEAD
+	aad   [32 + 8]byte // leaf hash of the header, number
+	nonce [12]byte     // 4 zero bytes, number
 }
 
 func newSession(key []byte, header Hash) (*session, error) {
@@ -83,23 +84,23 @@ func newSession(key []byte, header Hash) (*session, error) {
 	return s, nil
 }
 
-func (s *session) nonce(number uint64) (nonce [12]byte) {
-	binary.BigEndian.PutUint64(nonce[4:], number)
+// turn makes nonce and aad those of a record.
+func (s *session) turn(number uint64) {
+	binary.BigEndian.PutUint64(s.nonce[4:], number)
 	binary.BigEndian.PutUint64(s.aad[32:], number)
-	return nonce
 }
 
 // appendBody appends the body of record number with the encoded entry.
 func (s *session) appendBody(dst []byte, number uint64, entry []byte) []byte {
-	nonce := s.nonce(number)
+	s.turn(number)
 	dst = binary.BigEndian.AppendUint64(dst, number)
-	return s.aead.Seal(dst, nonce[:], entry, s.aad[:])
+	return s.aead.Seal(dst, s.nonce[:], entry, s.aad[:])
 }
 
 // open returns the encoded entry of the record body.
 func (s *session) open(dst, body []byte) ([]byte, error) {
-	nonce := s.nonce(binary.BigEndian.Uint64(body))
-	return s.aead.Open(dst, nonce[:], body[8:], s.aad[:])
+	s.turn(binary.BigEndian.Uint64(body))
+	return s.aead.Open(dst, s.nonce[:], body[8:], s.aad[:])
 }
 
 // header is the parsed beginning of a segment.
