@@ -40,6 +40,7 @@ type conn struct {
 	in       []byte // received bytes from start on
 	start    int
 	large    bool      // the last frame was larger than keepSize
+	full     bool      // the last read filled its space
 	deadline time.Time // the read deadline that is set
 
 	writeDeadline time.Time // owned by the writer
@@ -71,7 +72,8 @@ var calls = sync.Pool{New: func() any {
 var errNotSent = errors.New("connection lost before the request was sent")
 
 const (
-	readSize     = 16 << 10  // free space for one read
+	readSize     = 16 << 10  // free space for one read,
+	fullReadSize = 64 << 10  // and while answers come faster than they are read
 	keepSize     = 128 << 10 // a buffer larger than this is kept only while it is needed
 	minInFlight  = 1
 	fullInFlight = 4096
@@ -360,6 +362,7 @@ func (cn *conn) read(ctx context.Context, own *call, deadline time.Time) {
 		cn.room()
 		n, err := cn.nc.Read(cn.in[len(cn.in):cap(cn.in)])
 		cn.in = cn.in[:len(cn.in)+n]
+		cn.full = len(cn.in) == cap(cn.in)
 		if err == nil || n > 0 {
 			continue
 		}
@@ -376,6 +379,9 @@ func (cn *conn) read(ctx context.Context, own *call, deadline time.Time) {
 func (cn *conn) room() {
 	have := len(cn.in) - cn.start
 	need := readSize
+	if cn.full {
+		need = fullReadSize
+	}
 	if have >= 4 {
 		need = max(need, 4+int(binary.BigEndian.Uint32(cn.in[cn.start:]))) // bounded by deliver
 	}

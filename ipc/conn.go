@@ -179,7 +179,11 @@ func (c *Conn) Append(a Appender, size int) {
 		return
 	}
 	c.room(size)
-	c.out = a.AppendFrame(c.out)
+	before := c.out
+	c.out = a.AppendFrame(before)
+	if cap(c.out) != cap(before) { // it took more than it said
+		putBuffer(before, len(before))
+	}
 	c.queued()
 }
 
@@ -485,8 +489,9 @@ func (c *Conn) arrange(fresh bool) {
 	pending := c.end - c.start
 	if pending == 0 {
 		clear(c.in[:c.end])
+		small := c.end <= bufferSizes[0]
 		c.start, c.end = 0, 0
-		if len(c.in) > bufferSizes[0] {
+		if len(c.in) > bufferSizes[1] || small && len(c.in) > bufferSizes[0] {
 			putBuffer(c.in, 0)
 			c.in = nil
 			c.releaseLarge()
@@ -498,6 +503,13 @@ func (c *Conn) arrange(fresh bool) {
 		c.partial.Store(c.server.now.Load())
 	}
 	if c.end < len(c.in) {
+		return
+	}
+	if c.start > 0 && len(c.in) == bufferSizes[0] { // requests come faster than they are read
+		next := takeBuffer(bufferSizes[1])
+		copy(next, c.in[c.start:c.end])
+		putBuffer(c.in, c.end)
+		c.in, c.start, c.end = next, 0, pending
 		return
 	}
 	if c.start > 0 { // move it to the front

@@ -37,6 +37,7 @@ type call struct {
 	space    int    // of the frame and the answer, in bytes
 	answered atomic.Bool
 	finished atomic.Bool       // its handler has returned; all that is left is to answer
+	named    proto.KeyRef      // of mechanism
 	failure  *proto.Error      // of AppendFrame
 	result   proto.Message     // of AppendFrame
 	scratch  *[chunkSpace]byte // of chunk
@@ -98,6 +99,7 @@ func (c *call) free() {
 		frame = nil
 	}
 	c.ctx, c.daemon, c.session, c.request, c.op, c.lane = nil, nil, nil, proto.Request{}, nil, 0
+	c.named = proto.KeyRef{}
 	c.failure, c.result, c.deadline = nil, nil, time.Time{}
 	c.answered.Store(false)
 	c.finished.Store(false)
@@ -220,11 +222,21 @@ func (c *call) answer(e *proto.Error, result proto.Message) {
 		return
 	}
 	c.failure, c.result = e, result
-	size := 512
-	if data, ok := result.(*proto.StreamData); ok {
-		size += len(data.Data)
+	c.session.conn.Append(c, frameSize(result))
+}
+
+// frameSize is about what the frame of an answer takes, and no less for those that may be long and come often.
+func frameSize(result proto.Message) int {
+	const usual = 512
+	switch r := result.(type) {
+	case *proto.StreamData:
+		return usual + len(r.Data)
+	case *proto.EncryptReply:
+		return usual + len(r.Ciphertext)
+	case *proto.DecryptReply:
+		return usual + len(r.Data)
 	}
-	c.session.conn.Append(c, size)
+	return usual
 }
 
 // AppendFrame appends the answer.

@@ -158,11 +158,11 @@ func rotating(c *call) lane {
 // mechanism returns the mechanism of the key that the request names, if the key is in the cache, and whether its uses wait
 // for the disk.
 func (c *call) mechanism() (row *mechanism.Row, durable bool) {
-	var in proto.KeyRef
-	if proto.DecodeReply(c.request.Params, &in) != nil {
+	c.named = proto.KeyRef{}
+	if proto.DecodeReply(c.request.Params, &c.named) != nil {
 		return nil, false
 	}
-	return c.peek(in.Key)
+	return c.peek(c.named.Key)
 }
 
 // peek is mechanism for the key that ref names.

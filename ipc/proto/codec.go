@@ -9,6 +9,7 @@ import (
 	"sync"
 	"unicode/utf8"
 
+	"github.com/kmsd-project/kmsd/keystore/keyspec"
 	"github.com/vmihailenco/msgpack/v5"
 	"github.com/vmihailenco/msgpack/v5/msgpcode"
 )
@@ -55,6 +56,7 @@ type fields struct {
 	index   uint   // number of the field the message is asking about
 	seen    uint64 // bit set of the fields that have had a value
 	matched bool
+	last    string // the string that readString made last
 }
 
 // appender is the writer a msgpack.Encoder needs.
@@ -259,14 +261,22 @@ func (f *fields) readString(most int) string {
 	if f.err != nil || len(b) == 0 {
 		return ""
 	}
-	if w, ok := words[string(b)]; ok { // spares the allocation for words of the vocabulary
+	// Neither a word of the vocabulary nor the key that the last request named too costs an allocation.
+	if w, ok := words[string(b)]; ok {
 		return w
+	}
+	if string(b) == f.last {
+		return f.last
 	}
 	if !utf8.Valid(b) {
 		f.fail("string is not UTF-8")
 		return ""
 	}
-	return string(b)
+	s := string(b)
+	if len(s) <= keyspec.MaxRef {
+		f.last = s
+	}
+	return s
 }
 
 // skip passes over one value of any kind, nested at most depth levels.
