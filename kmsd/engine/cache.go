@@ -6,6 +6,7 @@ import (
 	"crypto"
 	"fmt"
 	"runtime"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -243,7 +244,7 @@ func (e *Engine) runJanitor(ctx context.Context) {
 		seen, dirty = activity, dirty || dropped || droppedKeys || !idle
 		if idle && dirty {
 			runtime.GC()
-			runtime.GC()
+			debug.FreeOSMemory() // collects, too
 			dirty = false
 		}
 		_, leftPublics := e.publics.sweep(now.Add(-e.idle))
