@@ -47,12 +47,18 @@ func startDaemon(t *testing.T, dir string, args ...string) *process {
 	p.app, p.admin = filepath.Join(dir, "r", "kmsd.sock"), filepath.Join(dir, "r", "admin.sock")
 	p.cmd = exec.Command("/proc/self/exe", append([]string{"run", "--state-dir", filepath.Join(dir, "s"), "--runtime-dir", filepath.Join(dir, "r")}, args...)...)
 	p.cmd.Env = append(os.Environ(), commandEnv+"=1", "XDG_CONFIG_HOME="+dir)
+	return p.start()
+}
+
+// start starts p.cmd and reads its log.
+func (p *process) start() *process {
+	p.t.Helper()
 	stderr, err := p.cmd.StderrPipe()
 	if err != nil {
-		t.Fatal(err)
+		p.t.Fatal(err)
 	}
 	if err := p.cmd.Start(); err != nil {
-		t.Fatal(err)
+		p.t.Fatal(err)
 	}
 	go func() {
 		defer close(p.lines)
@@ -60,7 +66,7 @@ func startDaemon(t *testing.T, dir string, args ...string) *process {
 			p.lines <- s.Text()
 		}
 	}()
-	t.Cleanup(func() { p.cmd.Process.Kill(); p.cmd.Wait() })
+	p.t.Cleanup(func() { p.cmd.Process.Kill(); p.cmd.Wait() })
 	return p
 }
 

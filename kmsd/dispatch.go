@@ -247,7 +247,8 @@ func (s *session) background(c *call, f []byte) error {
 	c.space = len(f) + replySpace(c.request.Op)
 
 	s.mu.Lock()
-	_, twice := s.inFlight[c.request.ID]
+	under := s.inFlight[c.request.ID]
+	twice := under != nil && !under.finished.Load()
 	full := len(s.inFlight) >= maxInFlight || s.bytes+c.space > maxInFlightBytes && s.working()
 	if !twice && !full {
 		if s.inFlight == nil {
@@ -275,7 +276,7 @@ func (s *session) background(c *call, f []byte) error {
 }
 
 // working reports whether a handler of this connection is at work. A call stays on the books for a moment after its answer
-// has been sent, and a client that has read it may be back with the next one by then. s.mu is held.
+// has been sent, and a client that has read it may be back with the next one, under the same id, by then. s.mu is held.
 func (s *session) working() bool {
 	for _, c := range s.inFlight {
 		if !c.finished.Load() {
@@ -288,7 +289,9 @@ func (s *session) working() bool {
 // done takes c, whose answer is queued, off the books.
 func (s *session) done(c *call) {
 	s.mu.Lock()
-	delete(s.inFlight, c.request.ID)
+	if s.inFlight[c.request.ID] == c { // the client, which has read the answer, may have used the id again
+		delete(s.inFlight, c.request.ID)
+	}
 	s.bytes -= c.space
 	s.mu.Unlock()
 	work := s.daemon.shapes[c.lane].work

@@ -76,12 +76,18 @@ func dial(t testing.TB, path string) *peer {
 func bound(t testing.TB, path string) *peer {
 	t.Helper()
 	p := dial(t, path)
+	p.shake()
+	return p
+}
+
+// shake shakes hands.
+func (p *peer) shake() {
+	p.t.Helper()
 	p.send(1, proto.OpHello, &proto.Hello{MinVersion: 1, MaxVersion: 1}, nil)
 	var hello proto.HelloReply
 	p.want(1, &hello)
 	p.send(2, proto.OpBind, &proto.Bind{Nonce: hello.Nonce}, nil)
 	p.want(2, &proto.Empty{})
-	return p
 }
 
 func (p *peer) send(id uint64, op string, m proto.Message, o *proto.Options) {
