@@ -273,7 +273,7 @@ const maxExamined = 4096
 // Page returns the keys whose names begin with prefix, in an order that has no meaning but does not change, at most limit of them.
 // after is nil for the first page and what the previous call returned for the following ones; a nil cursor in the result says that
 // there are no more. A page may be shorter than limit, even empty, and yet not be the last. Keys that cannot be read are left out,
-// logged and counted in Info.
+// logged and counted in Info, also when a newer release wrote them.
 func (s *Store) Page(prefix string, after []byte, limit int) ([]*Key, []byte, error) {
 	var cursor recordKey
 	if after != nil && len(after) != len(cursor) {
@@ -392,6 +392,9 @@ func (s *Store) metadataBatch(h *head, metas []entry) []*metadata {
 		m, x, err := s.metadataNow(metas[i].key.id())
 		clear(x.dek[:])
 		if err != nil {
+			if !errors.Is(err, ErrDamaged) { // that is counted already
+				s.damaged.Add(1)
+			}
 			s.config.log().Warn("a key cannot be read", "error", err)
 			continue
 		}
