@@ -442,3 +442,151 @@ func TestNothingTellsWhichKeysExist(t *testing.T) {
 		t.Errorf("the key has changed: %+v", info)
 	}
 }
+
+// TestCanariesAreNowhere puts canaries into every text and every secret that a client can hand in, in requests that
+// succeed and in ones that are refused, and looks for them: names and data in no file and not in the log, secrets not in
+// an answer either.
+func TestCanariesAreNowhere(t *testing.T) {
+	d, log := besieged(t)
+	c := "CANARY"
+	secret := []byte("CANARYsecret" + strings.Repeat("S", 20))
+	key := "CANARYapp/CANARYname"
+	id := uint64(100)
+	admin := bound(t, d.admin)
+	answers := 0
+	ask := func(op string, m proto.Message) proto.Response {
+		t.Helper()
+		id++
+		admin.send(id, op, m, &proto.Options{Trace: "CANARYtrace", RequestKey: []byte("CANARYrequest")})
+		f, err := admin.frame()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if bytes.Contains(f, secret[:12]) && op != proto.OpDecrypt {
+			t.Errorf("the answer to %s holds the secret: %q", op, f)
+		}
+		r, err := proto.ParseResponse(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.Err == nil {
+			answers++
+		}
+		return r
+	}
+	describe := proto.KeyCreate{Name: key, Algorithm: "aes-256-gcm", Labels: map[string]string{"CANARYlabel": "CANARYvalue"}, UsableVia: []string{"CANARYbridge"}}
+	ask(proto.OpKeyImport, &proto.KeyImport{Key: describe, Material: bytes.Clone(secret)})
+	for _, m := range []struct {
+		op string
+		m  proto.Message
+	}{
+		{proto.OpKeySet, &proto.KeySet{Key: key, Labels: map[string]string{"CANARYother": "CANARYvalue"}}},
+		{proto.OpKeyCreate, &proto.KeyCreate{Name: "CANARY bad name", Algorithm: "CANARYalgorithm", Usage: []string{"CANARYusage"}}},
+		{proto.OpKeyCreate, &proto.KeyCreate{Name: "CANARYapp/CANARYec", Algorithm: "ecdsa-p256", Usage: []string{"sign", "verify", "certify"}}},
+		{proto.OpKeyGet, &proto.KeyRef{Key: "CANARYapp/CANARYmissing"}},
+		{proto.OpKeyList, &proto.KeyList{Prefix: "CANARYapp/CANARY"}},
+		{proto.OpKeyRevoke, &proto.KeyRevoke{Key: key, Reason: "CANARYreason"}},
+		{proto.OpSign, &proto.Sign{Key: "CANARYapp/CANARYec", Scheme: "CANARYscheme", Data: secret}},
+		{proto.OpSign, &proto.Sign{Key: "CANARYapp/CANARYec", Data: secret}},
+		{proto.OpMACVerify, &proto.MACVerify{Key: key, Data: secret, MAC: secret}},
+		{proto.OpDecrypt, &proto.Decrypt{Key: key, Ciphertext: secret, AAD: secret, Label: secret}},
+		{proto.OpUnwrap, &proto.Unwrap{Key: key, Wrapped: secret, New: proto.KeyCreate{Name: "CANARYapp/CANARYnew", Algorithm: "aes-256-gcm"}}},
+		{proto.OpAgree, &proto.Agree{Key: key, Peer: secret, Salt: secret, Info: secret, New: describe}},
+		{proto.OpKeyImport, &proto.KeyImport{Key: proto.KeyCreate{Name: "CANARYapp/CANARYimport", Algorithm: "ecdsa-p256"}, Material: bytes.Clone(secret)}},
+		{proto.OpKeyImport, &proto.KeyImport{Key: proto.KeyCreate{Name: "CANARYapp/CANARYimport", Algorithm: "rsa-2048"}, Wrapped: secret, Token: secret[:16]}},
+		{proto.OpCertSelfSign, &proto.CertSelfSign{Key: "CANARYapp/CANARYec", Subject: proto.Subject{DN: "CN=CANARYsubject", DNS: []string{"canary.CANARY"}}}},
+		{proto.OpCertIssue, &proto.CertIssue{Issuer: "CANARYapp/CANARYec", Request: secret, Subject: proto.Subject{DN: "CANARYsubject"}}},
+		{proto.OpUnlock, &proto.Unlock{Secret: bytes.Clone(secret)}},
+		{proto.OpSlotAdd, &proto.SlotAdd{Enclave: "CANARYenclave", Label: "CANARYslot", PIN: bytes.Clone(secret)}},
+		{proto.OpSlotTest, &proto.SlotRef{ID: 2, Secret: bytes.Clone(secret)}},
+		{proto.OpSlotTest, &proto.SlotRef{ID: 2, Shares: [][]byte{bytes.Clone(secret)}}},
+		{proto.OpBackupCreate, &proto.BackupCreate{Recipients: []string{"CANARYrecipient"}}},
+		{proto.OpInit, &proto.Init{Enclave: "CANARYenclave", PIN: bytes.Clone(secret), EscrowTo: []string{"CANARYrecipient"}}},
+		{proto.OpStreamBegin, &proto.StreamBegin{Op: "CANARYop", Key: key, AAD: secret}},
+		{"CANARYoperation", &proto.Empty{}},
+	} {
+		ask(m.op, m.m)
+	}
+	var sealed proto.EncryptReply
+	if r := ask(proto.OpEncrypt, &proto.Encrypt{Key: key, Data: secret, AAD: secret}); r.Err != nil || proto.DecodeReply(r.Result, &sealed) != nil {
+		t.Fatalf("encrypt: %v", r.Err)
+	}
+	if r := ask(proto.OpDecrypt, &proto.Decrypt{Key: key, Ciphertext: sealed.Ciphertext, AAD: secret}); r.Err != nil {
+		t.Fatalf("decrypt: %v", r.Err)
+	}
+	ask(proto.OpLock, &proto.Empty{})
+	ask(proto.OpUnlock, &proto.Unlock{Secret: bytes.Clone(secret)})
+	ask(proto.OpUnlock, &proto.Unlock{})
+	p := dial(t, d.admin)
+	p.send(1, proto.OpHello, &proto.Hello{MinVersion: 1, MaxVersion: 1, Client: "CANARYclient", Features: []string{"CANARYfeature"}}, nil)
+	p.want(1, &proto.HelloReply{})
+	p.Write(frameOf("CANARY is no frame"))
+	p.response()
+	ask(proto.OpAuditHead, &proto.Empty{}) // the audit log is on disk now
+	if answers < 8 {
+		t.Errorf("only %d requests succeeded: the test proves little", answers)
+	}
+	admin.Close()
+	d.conn.Close()
+	d.stop()
+	files := 0
+	err := filepath.WalkDir(filepath.Join(d.dir, "s"), func(path string, entry os.DirEntry, err error) error {
+		if err != nil || !entry.Type().IsRegular() {
+			return err
+		}
+		files++
+		content, err := os.ReadFile(path)
+		if bytes.Contains(content, []byte(c)) || strings.Contains(path, c) || bytes.Contains(bytes.ToUpper(content), []byte("CANARY.CANARY")) {
+			t.Errorf("%s holds a canary", path)
+		}
+		return err
+	})
+	if err != nil || files < 4 {
+		t.Errorf("%d files, %v", files, err)
+	}
+	if strings.Contains(log.String(), c) {
+		t.Errorf("the log holds a canary:\n%s", log)
+	}
+}
+
+// TestOldDatabaseUnderNewHeader: an older copy of the database is put under the header of today. That is a rollback, and
+// said to be one; nothing is served from it, with whatever slot one tries.
+func TestOldDatabaseUnderNewHeader(t *testing.T) {
+	for name, act := range map[string]func(d *realDaemon){
+		"a key destroyed since": func(d *realDaemon) {
+			d.ask(proto.OpKeyDestroy, &proto.KeyDestroy{Key: "app/old", Now: true}, &proto.KeyInfo{})
+		},
+		"a key compromised since": func(d *realDaemon) {
+			d.ask(proto.OpKeyRevoke, &proto.KeyRevoke{Key: "app/old", Reason: "key-compromise"}, &proto.KeyInfo{})
+		},
+		"the root rotated since": func(d *realDaemon) {
+			d.ask(proto.OpRootRotate, &proto.Empty{}, &proto.ProgressReply{})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d, recoveryKey := initialised(t)
+			create(t, d.process, "ed25519", "app/old")
+			d.conn.Close()
+			d.stop()
+			database := filepath.Join(d.dir, "s", "store.db")
+			old, err := os.ReadFile(database)
+			if err != nil {
+				t.Fatal(err)
+			}
+			d = startReal(t, d.dir)
+			act(d)
+			d.conn.Close()
+			d.stop()
+			if err := os.WriteFile(database, old, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			d = startReal(t, d.dir)
+			if s := d.state(); s != "locked" {
+				t.Fatalf("the daemon is %s", s)
+			}
+			d.refused(proto.OpUnlock, &proto.Unlock{}, proto.CodeRollback)
+			d.refused(proto.OpUnlock, &proto.Unlock{Secret: recoveryKey}, proto.CodeRollback)
+			d.refused(proto.OpSign, &proto.Sign{Key: "app/old", Data: []byte("x")}, proto.CodeLocked)
+		})
+	}
+}
