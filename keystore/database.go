@@ -1,6 +1,7 @@
 package keystore
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -92,7 +93,7 @@ func (s *Store) fetchAll(places []place) error {
 				p := &places[i]
 				if b := tx.Bucket(p.bucket); b != nil {
 					if v := b.Get(p.key); v != nil {
-						p.value = append(make([]byte, 0, len(v)), v...)
+						p.value = bytes.Clone(v)
 					}
 				}
 			}

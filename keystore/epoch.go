@@ -6,8 +6,8 @@ import (
 	"slices"
 )
 
-// resealLeaves is how many leaves of the key table one transaction of a rotation writes: about 300 KiB.
-const resealLeaves = 64
+// resealLeaves is how many leaves of the key table one transaction of a rotation writes: about 200 KiB.
+const resealLeaves = 128
 
 // RotateEpoch seals the key table under a new epoch key and then forgets the old one. That erases: what was destroyed before has its
 // data key only in old pages, sealed under a key that no longer exists. A rotation that was interrupted goes on where it was; if

@@ -15,6 +15,7 @@ import (
 
 const (
 	maxEntries  = 64 // in a leaf
+	splitBeyond = 32 // entries; a leaf then fits a page of the database, and reading one entry opens half as much
 	maxChildren = 64
 	maxLevel    = 12
 	entrySize   = 28 + 8 + 4 + keySize

@@ -10,7 +10,7 @@ import (
 	"github.com/kmsd-project/kmsd/keystore/secmem"
 )
 
-// Bounds of the caches. At a million keys there are 1,000 interior nodes.
+// Bounds of the caches. At a million keys there are 2,000 interior nodes.
 const (
 	maxInterior   = 4096
 	maxLeaves     = 512
@@ -398,7 +398,7 @@ func (e *edit) insert(ref nodeRef, level uint8, x entry) (*child, error) {
 		}
 		n.entries = slices.Insert(n.entries, at, x)
 		e.head.entries++
-		if len(n.entries) <= maxEntries {
+		if len(n.entries) <= splitBeyond {
 			return nil, nil
 		}
 		right := &node{id: e.newID(), entries: make([]entry, 0, maxEntries+1)}
