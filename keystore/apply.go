@@ -10,7 +10,6 @@ import (
 	"slices"
 
 	"github.com/kmsd-project/kmsd/keystore/keyspec"
-	"github.com/kmsd-project/kmsd/keystore/secmem"
 )
 
 const (
@@ -121,18 +120,19 @@ func (s *Store) prepare(c Commit) (*prepared, error) {
 	return p, nil
 }
 
-func (s *Store) prepareChange(p *preparedChange, c *Change) (err error) {
+func (s *Store) prepareChange(p *preparedChange, c *Change) error {
 	if c.Key == nil {
 		return fmt.Errorf("%w: no key", ErrInvalid)
 	}
 	if err := c.Key.check(); err != nil {
 		return err
 	}
-	secmem.Do(func() { err = s.sealChange(p, c) })
-	return err
+	return s.sealChange(p, c)
 }
 
-// sealChange compares the key with what it is now, encrypts what is new, and says what the commit has to write.
+// sealChange compares the key with what it is now, encrypts what is new, and says what the commit has to write. It does not
+// run in secmem.Do, where each of its many allocations would cost more than the encryption: buffers that held keys are
+// wiped, freed ones are overwritten, and the callers' stacks are erased when they come to rest.
 func (s *Store) sealChange(p *preparedChange, c *Change) error {
 	next := metadata{Key: *c.Key}
 	next.Versions = slices.Clone(c.Key.Versions)
@@ -169,7 +169,7 @@ func (s *Store) sealChange(p *preparedChange, c *Change) error {
 		v := &next.Versions[i]
 		before := old.version(v.Number)
 		key := id.at(v.Number)
-		if before != nil && before.State != v.State && v.State == keyspec.Compromised {
+		if before != nil && withdrawn(before, v) {
 			p.bump = true // an older copy of the store would undo it
 		}
 		switch material, ok := c.Material[v.Number]; {
@@ -228,6 +228,12 @@ func (s *Store) sealChange(p *preparedChange, c *Change) error {
 	p.puts = append(p.puts, put{bucketMeta, p.meta[:], sealRecord(meta.dek[:], context, payload)})
 	p.entries = append(p.entries, meta)
 	return nil
+}
+
+// withdrawn reports whether a version was taken out of use: suspended, or revoked for whatever reason.
+func withdrawn(before, after *Version) bool {
+	return before.State != after.State && (after.State == keyspec.Suspended || after.State == keyspec.Compromised) ||
+		!after.Revoked.IsZero() && !after.Revoked.Equal(before.Revoked)
 }
 
 // compareVersions checks that next may follow old, and returns the versions whose data keys have to go.

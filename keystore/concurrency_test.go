@@ -87,7 +87,7 @@ func TestReadersSeeWholeCommits(t *testing.T) {
 	}
 	others.Go(func() {
 		for !stop.Load() {
-			list, _, err := s.Page("app", nil, 100)
+			list, _, err := s.Page("app", "app", nil, 100)
 			if !tolerate(err) && len(list) != keys+1 {
 				t.Errorf("a list of %d keys", len(list))
 			}

@@ -112,7 +112,7 @@ func examineDamaged(t *testing.T, config Config, keys int, rnd *rand.Rand) error
 		for i := range keys {
 			ask(i)
 		}
-		list, _, err := s.Page("", nil, keys+10)
+		list, _, err := s.Page("", "", nil, keys+10)
 		if err != nil && !acceptable(err) {
 			t.Fatalf("listing: %v", err)
 		}
@@ -319,7 +319,7 @@ func TestOneDamagedRecordDoesNotStopTheOthers(t *testing.T) {
 		}
 	}
 	mustApply(t, s, testKey("app/new", keyspec.Ed25519, 32))
-	keys, _, err := s.Page("app/", nil, 1000)
+	keys, _, err := s.Page("app", "app/", nil, 1000)
 	if err != nil || len(keys) != 200 {
 		t.Fatalf("%d keys, %v", len(keys), err)
 	}

@@ -388,3 +388,40 @@ func TestCompactionKeepsEverything(t *testing.T) {
 		t.Fatalf("%+v %v", report, err)
 	}
 }
+
+// Whoever puts the database of before a withdrawal back is found out at the next unlock.
+func TestWithdrawalIsNotUndoneByAnOlderDatabase(t *testing.T) {
+	for name, withdraw := range map[string]func(v *Version){
+		"suspended":   func(v *Version) { v.State = keyspec.Suspended },
+		"revoked":     func(v *Version) { v.State, v.Reason, v.Revoked = keyspec.Deactivated, keyspec.Superseded, testTime },
+		"compromised": func(v *Version) { v.State, v.Reason, v.Revoked = keyspec.Compromised, keyspec.KeyCompromise, testTime },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newStore(t)
+			mustApply(t, s, testKey("app/k", keyspec.Ed25519, 32))
+			old := copyDir(t, s.config.Dir)
+			k, err := s.Get("app/k")
+			if err != nil {
+				t.Fatal(err)
+			}
+			withdraw(&k.Versions[0])
+			mustApply(t, s, Change{Key: k})
+			dir := copyDir(t, s.config.Dir)
+			b, err := os.ReadFile(filepath.Join(old, databaseFile))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(dir, databaseFile), b, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			c, err := Open(context.Background(), testConfig(t, dir))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			if err := c.Unlock(context.Background(), 1, testSecret(1)); !errors.Is(err, ErrRollback) {
+				t.Errorf("%v", err)
+			}
+		})
+	}
+}

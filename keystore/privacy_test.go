@@ -90,7 +90,7 @@ func TestReadingDoesNotChangeTheFiles(t *testing.T) {
 	for i := range 1000 {
 		checkKey(t, s, fmt.Sprintf("app/k%d", i*i%20), 32) // some are asked for more often than others
 	}
-	if _, _, err := s.Page("", nil, 100); err != nil {
+	if _, _, err := s.Page("", "", nil, 100); err != nil {
 		t.Fatal(err)
 	}
 	if sum() != before {

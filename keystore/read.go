@@ -270,11 +270,12 @@ func (s *Store) Alias(kind AliasKind, value []byte) (keyspec.Ref, error) {
 // maxExamined bounds how many records one call of Page decrypts beyond those it returns.
 const maxExamined = 4096
 
-// Page returns the keys whose names begin with prefix, in an order that has no meaning but does not change, at most limit of them.
+// Page returns the keys of a namespace whose names begin with prefix, in an order that has no meaning but does not change, at most
+// limit of them. The empty namespace stands for all.
 // after is nil for the first page and what the previous call returned for the following ones; a nil cursor in the result says that
 // there are no more. A page may be shorter than limit, even empty, and yet not be the last. Keys that cannot be read are left out,
 // logged and counted in Info, also when a newer release wrote them.
-func (s *Store) Page(prefix string, after []byte, limit int) ([]*Key, []byte, error) {
+func (s *Store) Page(namespace, prefix string, after []byte, limit int) ([]*Key, []byte, error) {
 	var cursor recordKey
 	if after != nil && len(after) != len(cursor) {
 		return nil, nil, fmt.Errorf("%w: page cursor", ErrInvalid)
@@ -286,7 +287,7 @@ func (s *Store) Page(prefix string, after []byte, limit int) ([]*Key, []byte, er
 	var keys []*Key
 	var next []byte
 	err := s.read(func(h *head) (err error) {
-		keys, next, err = s.page(h, prefix, cursor, limit)
+		keys, next, err = s.page(h, namespace, prefix, cursor, limit)
 		return err
 	})
 	if errors.Is(err, ErrDamaged) {
@@ -297,64 +298,40 @@ func (s *Store) Page(prefix string, after []byte, limit int) ([]*Key, []byte, er
 }
 
 // page returns a page and, if a part of the table could not be read, the reason as well.
-func (s *Store) page(h *head, prefix string, cursor recordKey, limit int) (keys []*Key, next []byte, damage error) {
-	// With a whole namespace in the prefix only its range is of interest.
-	namespace, _, whole := strings.Cut(prefix, "/")
-	var within [8]byte
-	if whole {
-		within = s.namespaceID(namespace)
-		if bytes.Compare(cursor[:], within[:]) < 0 {
-			cursor = recordKey{}
-			copy(cursor[:], within[:])
-		}
+func (s *Store) page(h *head, namespace, prefix string, cursor recordKey, limit int) (keys []*Key, next []byte, damage error) {
+	within := s.namespaceID(namespace) // the range of the namespace
+	if namespace != "" && bytes.Compare(cursor[:], within[:]) < 0 {
+		cursor = recordKey{}
+		copy(cursor[:], within[:])
 	}
 	examined := 0
-	broken := func(_ recordKey, err error) { damage = err }
-	for {
-		var skip []byte // jump to this place
-		done := false
-		s.ascend(h, cursor, func(entries []entry) bool {
-			metas := entries[:0:0]
-			for i := range entries {
-				if entries[i].key.version() == 0 {
-					metas = append(metas, entries[i])
-				}
+	s.ascend(h, cursor, func(entries []entry) bool {
+		metas := entries[:0:0]
+		for i := range entries {
+			if entries[i].key.version() == 0 {
+				metas = append(metas, entries[i])
 			}
-			defer (&node{entries: metas}).wipe()
-			loaded := s.metadataBatch(h, metas)
-			for i, m := range loaded {
-				key := metas[i].key
-				if whole && !bytes.HasPrefix(key[:], within[:]) {
-					done = true
-					return false
-				}
-				if len(keys) == limit || examined > maxExamined+limit {
-					next = slices.Clone(key[:])
-					done = true
-					return false
-				}
-				examined++
-				if m == nil {
-					continue
-				}
-				name := string(m.Name)
-				if strings.HasPrefix(name, prefix) {
-					keys = append(keys, &m.Key)
-				} else if !whole && !strings.HasPrefix(m.Name.Namespace(), prefix) {
-					if skip = afterNamespace(key); skip == nil {
-						done = true
-					}
-					return false
-				}
-			}
-			return true
-		}, broken)
-		if done || skip == nil {
-			return keys, next, damage
 		}
-		cursor = recordKey{}
-		copy(cursor[:], skip)
-	}
+		defer (&node{entries: metas}).wipe()
+		loaded := s.metadataBatch(h, metas)
+		for i, m := range loaded {
+			key := metas[i].key
+			if namespace != "" && !bytes.HasPrefix(key[:], within[:]) {
+				return false
+			}
+			if len(keys) == limit || examined > maxExamined+limit {
+				next = slices.Clone(key[:])
+				return false
+			}
+			examined++
+			// Two namespaces may share a range, so the name decides.
+			if m != nil && (namespace == "" || m.Name.Namespace() == namespace) && strings.HasPrefix(string(m.Name), prefix) {
+				keys = append(keys, &m.Key)
+			}
+		}
+		return true
+	}, func(_ recordKey, err error) { damage = err })
+	return keys, next, damage
 }
 
 // afterNamespace returns the first id beyond the key's namespace, nil if there is none.

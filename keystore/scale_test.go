@@ -101,9 +101,9 @@ func TestScale(t *testing.T) {
 		}
 	})
 	measure("page of 100 keys", 300, func(i int) {
-		prefix := fmt.Sprintf("app%d/", i%10)
+		namespace := fmt.Sprintf("app%d", i%10)
 		from := makeRecordID(s.secrets.index.Bytes(), keyspec.Name(name(i))).at(0)
-		if keys, _, err := s.Page(prefix, from[:], 100); err != nil || len(keys) == 0 {
+		if keys, _, err := s.Page(namespace, namespace+"/", from[:], 100); err != nil || len(keys) == 0 {
 			t.Fatal(len(keys), err)
 		}
 	})

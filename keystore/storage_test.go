@@ -66,7 +66,7 @@ func exhaust(dir string, fill func(full bool) error) error {
 				return fmt.Errorf("%s: %w", name, err)
 			}
 		}
-		if _, _, err := s.Page("", nil, 100); err != nil {
+		if _, _, err := s.Page("", "", nil, 100); err != nil {
 			return err
 		}
 		return nil

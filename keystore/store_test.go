@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -290,13 +291,16 @@ func TestPageListsEveryKeyOnce(t *testing.T) {
 		changes = append(changes, testKey(fmt.Sprintf("ns%d/dir%d/key%d", i%3, i%2, i), keyspec.Ed25519, 32))
 	}
 	changes = append(changes, testKey("ns1", keyspec.Ed25519, 32))
-	mustApply(t, s, changes...)
-	for prefix, want := range map[string]int{"": 301, "ns": 301, "ns1": 101, "ns1/": 100, "ns2/dir0/": 50, "ns2/dir0/key2": 17, "zz": 0, "zz/": 0} {
+	changes = append(changes, testKey("ns12/k", keyspec.Ed25519, 32), testKey("ns", keyspec.Ed25519, 32))
+	mustApply(t, s, changes[300:]...)
+	mustApply(t, s, changes[:300]...)
+	for prefix, want := range map[string]int{"": 303, "ns": 1, "ns1": 101, "ns1/": 100, "ns2/dir0/": 50, "ns2/dir0/key2": 17, "zz": 0, "zz/": 0} {
+		namespace, _, _ := strings.Cut(prefix, "/")
 		for _, limit := range []int{1, 7, 1000} {
 			seen := map[keyspec.Name]bool{}
 			var after []byte
 			for {
-				keys, next, err := s.Page(prefix, after, limit)
+				keys, next, err := s.Page(namespace, prefix, after, limit)
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -49,8 +49,8 @@ func asOf(key *keystore.Key, now time.Time) {
 	}
 }
 
-// List returns a page of the keys whose name begins with prefix, a namespace or a namespace and the beginning of a
-// reference, in no meaningful order. The empty prefix lists every namespace, for administrators. next is empty after the
+// List returns a page of the keys of a namespace, or of those in it whose reference has a given beginning: prefix is the
+// namespace, or the namespace, a slash and that beginning. They come in no meaningful order. The empty prefix lists every namespace, for administrators. next is empty after the
 // last page.
 func (e *Engine) List(ctx context.Context, c *Caller, prefix string, after []byte, limit int) (keys []*keystore.Key, next []byte, err error) {
 	if limit <= 0 || limit > MaxPage {
@@ -69,7 +69,7 @@ func (e *Engine) List(ctx context.Context, c *Caller, prefix string, after []byt
 		}
 		next = after
 		for len(keys) == 0 { // a page may be empty where keys are damaged or have another prefix
-			if keys, next, err = u.store.Page(prefix, next, limit); err != nil || next == nil {
+			if keys, next, err = u.store.Page(namespace, prefix, next, limit); err != nil || next == nil {
 				break
 			}
 			if err := ctx.Err(); err != nil {

@@ -51,7 +51,7 @@ func (e *Engine) Settle(ctx context.Context) (next time.Time, err error) {
 	}
 	var after []byte
 	for {
-		keys, following, err := s.Page("", after, MaxPage)
+		keys, following, err := s.Page("", "", after, MaxPage)
 		if err != nil {
 			return next, err
 		}

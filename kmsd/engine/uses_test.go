@@ -8,6 +8,8 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -424,4 +426,28 @@ func TestListPages(t *testing.T) {
 	want(t, "junk cursor", err, keystore.ErrInvalid)
 	_, _, err = h.List(t.Context(), h.app, "a b/", nil, 10)
 	want(t, "bad prefix", err, ErrInput)
+}
+
+// A namespace that begins like another shows nothing of it.
+func TestListStaysInItsNamespace(t *testing.T) {
+	h := newHouse(t)
+	for _, name := range []string{"REG", "REG/a", "REGISTRATION", "REGISTRATION/a", "REG/b/c"} {
+		h.create(name, keyspec.HMACSHA256)
+	}
+	for prefix, names := range map[string]string{
+		"REG": "REG REG/a REG/b/c", "REG/": "REG/a REG/b/c", "REG/b": "REG/b/c", "RE": "", "REGISTRATION": "REGISTRATION REGISTRATION/a",
+	} {
+		keys, _, err := h.List(t.Context(), h.app, prefix, nil, 100)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, k := range keys {
+			got = append(got, string(k.Name))
+		}
+		slices.Sort(got)
+		if s := strings.Join(got, " "); s != names {
+			t.Errorf("%s: %s, want %s", prefix, s, names)
+		}
+	}
 }
