@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"github.com/kmsd-project/kmsd/keystore/keyspec"
 )
 
 // Format is the number of the store format this release writes.
@@ -18,9 +20,9 @@ const (
 	suite       = 1 // AES-256-GCM, HMAC-SHA-256, HKDF-SHA-256, HPKE MLKEM768-X25519
 
 	maxHeader  = 4 << 20
-	maxSlots   = 64
+	maxSlots   = keyspec.MaxSlots
 	maxBlob    = 60 << 10
-	maxEscrow  = 32
+	maxEscrow  = keyspec.MaxRecipients
 	maxWords   = 255 // bytes of a slot's kind, label, binding and level
 	secretSize = 32
 	wrapSize   = keySize + sealOverhead

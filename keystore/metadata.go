@@ -17,10 +17,8 @@ const (
 
 	maxWord     = 64 // bytes of an algorithm, usage, state and the like
 	maxProfile  = 128
-	maxList     = 64 // usages, bridges
-	maxLabels   = 256
-	maxLabel    = 4096 // bytes of a label's key or value
-	maxVersions = 1 << 16
+	maxList     = 64      // usages, bridges
+	maxVersions = 1 << 16 // that a record may claim
 )
 
 // metadata is a Key and what only the store needs to know about it.
@@ -116,7 +114,7 @@ func decodeMetadata(b []byte) (*metadata, error) {
 		m.UsableVia = append(m.UsableVia, d.str8())
 	}
 	if n := d.u16(); n > 0 && d.err == nil {
-		m.Labels = make(map[string]string, min(n, maxLabels))
+		m.Labels = make(map[string]string, min(n, keyspec.MaxLabels))
 		for range n {
 			k := d.str16()
 			m.Labels[k] = d.str16()
@@ -174,7 +172,7 @@ func (k *Key) check() error {
 	if k.Algorithm == "" || !word(string(k.Algorithm)) || !word(string(k.Origin)) || !word(string(k.Protection)) || !word(k.Escrow) || len(k.Profile) > maxProfile {
 		return bad("algorithm, origin, protection, profile or escrow")
 	}
-	if len(k.Usages) > maxList || len(k.UsableVia) > maxList || len(k.Labels) > maxLabels {
+	if len(k.Usages) > maxList || len(k.UsableVia) > keyspec.MaxUsableVia || len(k.Labels) > keyspec.MaxLabels {
 		return fmt.Errorf("%w: usages, bridges or labels", ErrTooLarge)
 	}
 	for _, u := range k.Usages {
@@ -188,11 +186,11 @@ func (k *Key) check() error {
 		}
 	}
 	for name, value := range k.Labels {
-		if len(name) > maxLabel || len(value) > maxLabel {
+		if len(name) > keyspec.MaxLabelName || len(value) > keyspec.MaxLabelValue {
 			return fmt.Errorf("%w: label", ErrTooLarge)
 		}
 	}
-	if len(k.Versions) == 0 || len(k.Versions) > maxVersions {
+	if len(k.Versions) == 0 || len(k.Versions) > keyspec.MaxVersions {
 		return bad("number of versions")
 	}
 	var last keyspec.Version

@@ -84,22 +84,39 @@ func handleKeyList(c *call) (proto.Message, error) {
 		reply := &proto.KeyListReply{Next: next, Keys: make([]proto.KeyInfo, len(keys))}
 		size := 0
 		for i, key := range keys {
-			reply.Keys[i] = *keyInfo(key)
+			reply.Keys[i] = *listRow(key)
 			size += infoSize(&reply.Keys[i])
 		}
 		if size <= listSpace || limit == 1 {
-			if size > listSpace { // alone too large: key_get shows it whole or says so
-				reply.Keys[0].Versions = nil
-			}
 			return reply, nil
 		}
 		limit = max(1, min(limit, len(keys))/2)
 	}
 }
 
+// listVersions is how many versions of a key a list shows.
+const listVersions = 4
+
+// listRow describes a key in a list: with its newest versions only, the current one among them. That is at most 8 KiB.
+func listRow(key *keystore.Key) *proto.KeyInfo {
+	info := keyInfo(key)
+	older := len(info.Versions) - listVersions
+	if older <= 0 {
+		return info
+	}
+	newest := info.Versions[older:]
+	for i := range older {
+		if info.Versions[i].Version == info.Current {
+			newest[0] = info.Versions[i]
+		}
+	}
+	info.Versions = newest
+	return info
+}
+
 // infoSize estimates the encoded size of k in bytes, rather too large.
 func infoSize(k *proto.KeyInfo) int {
-	n := 512 + len(k.Name) + 160*len(k.Versions)
+	n := 512 + len(k.Name) + 224*len(k.Versions)
 	for name, value := range k.Labels {
 		n += 8 + len(name) + len(value)
 	}

@@ -42,9 +42,6 @@ func handleEpochRotate(c *call) (proto.Message, error) {
 	return &proto.ProgressReply{Records: progress.Done.Load(), Epoch: uint64(s.Info().Epoch)}, nil
 }
 
-// maxFindings is how many damaged records one reply names.
-const maxFindings = 100
-
 func handleStoreVerify(c *call) (proto.Message, error) {
 	if _, err := decode[proto.Empty](c); err != nil {
 		return nil, err
@@ -64,7 +61,7 @@ func handleStoreVerify(c *call) (proto.Message, error) {
 		Messages: []string{fmt.Sprintf("%d keys, %d versions, %d orphans", report.Keys, report.Versions, report.Orphans)},
 	}
 	for i, d := range report.Damaged {
-		if i == maxFindings {
+		if i == proto.MaxFindings {
 			reply.Messages = append(reply.Messages, fmt.Sprintf("%d more are damaged", len(report.Damaged)-i))
 			break
 		}
@@ -93,16 +90,10 @@ func (c *call) administrate(info string, f func() error) error {
 	return c.daemon.engine.Administrate(c.ctx, &c.session.who, c.request.Op, info, f)
 }
 
-// maxRecipients bounds the recipients of a backup beside those of the escrow.
-const maxRecipients = 32
-
 func handleBackupCreate(c *call) (proto.Message, error) {
 	in, err := decode[proto.BackupCreate](c)
 	if err != nil {
 		return nil, err
-	}
-	if len(in.Recipients) > maxRecipients {
-		return nil, invalid("too many recipients")
 	}
 	d := c.daemon
 	store := d.store.Load()
@@ -178,8 +169,10 @@ func (b *backupStream) Close() {
 	b.pipe.Close()
 }
 
-// auditPage is the number of audit entries of one reply: each takes at most 600 bytes and its key names.
-const auditPage = 60
+const (
+	auditPage  = 100      // audit entries of one reply
+	auditSpace = 60 << 10 // bytes of a frame that they may take
+)
 
 func handleAuditTail(c *call) (proto.Message, error) {
 	in, err := decode[proto.AuditTail](c)
@@ -215,14 +208,37 @@ func handleAuditTail(c *call) (proto.Message, error) {
 			entries = entries[:n-1]
 		}
 	}
+	return reply, fillAudit(reply, entries, in.Last)
+}
+
+// fillAudit puts as many entries into reply as fit a frame: the last ones, or else the first, and the next page begins
+// with the first one that was left out.
+func fillAudit(reply *proto.AuditTailReply, entries []audit.Entry, last bool) error {
+	list := make([]proto.AuditEntry, len(entries))
+	sizes := make([]int, len(entries))
+	total := 0
 	for i := range entries {
 		e := &entries[i]
-		reply.Entries = append(reply.Entries, proto.AuditEntry{
+		list[i] = proto.AuditEntry{
 			Number: e.Number, Time: e.Time.UnixMilli(), Op: e.Op, Key: e.Key, Version: uint32(e.Version), UID: e.UID, PID: uint32(e.PID),
 			Principal: e.Principal, Via: e.Via, Allowed: e.Allowed, Code: e.Code, Detail: e.Detail, DetailID: e.DetailID, Epoch: e.PolicyEpoch,
-		})
+		}
+		encoded, err := proto.AppendParams(nil, &list[i])
+		if err != nil {
+			return err
+		}
+		sizes[i] = len(encoded)
+		total += len(encoded)
 	}
-	return reply, nil
+	for ; total > auditSpace && last; list, sizes = list[1:], sizes[1:] {
+		total -= sizes[0]
+	}
+	for ; total > auditSpace; list = list[:len(list)-1] {
+		reply.Next = list[len(list)-1].Number
+		total -= sizes[len(list)-1]
+	}
+	reply.Entries = list
+	return nil
 }
 
 // reads reports whether e records that this client has read the audit.

@@ -408,6 +408,40 @@ func (f *fields) str(name string, p *string, most int) {
 	}
 }
 
+// text is a string for people. What is too long is cut, since an answer must not fail because of its wording.
+func (f *fields) text(name string, p *string, most int) {
+	if f.encode && len(*p) > most {
+		short := cut(*p, most)
+		p = &short
+	}
+	f.str(name, p, most)
+}
+
+// texts is strs for people: each of them is cut.
+func (f *fields) texts(name string, p *[]string, count, most int) {
+	if f.encode {
+		short := make([]string, len(*p))
+		for i, s := range *p {
+			short[i] = cut(s, most)
+		}
+		p = &short
+	}
+	f.strs(name, p, count, most)
+}
+
+// cut returns the beginning of s that takes at most most bytes, with a mark where something is missing.
+func cut(s string, most int) string {
+	if len(s) <= most {
+		return s
+	}
+	const mark = "…"
+	n := most - len(mark)
+	for n > 0 && !utf8.RuneStart(s[n]) {
+		n--
+	}
+	return s[:n] + mark
+}
+
 // bin is a byte string of at most most bytes. The decoded slice aliases the frame.
 func (f *fields) bin(name string, p *[]byte, most int) {
 	if f.encode {

@@ -6,6 +6,10 @@ import "github.com/kmsd-project/kmsd/keystore/keyspec"
 const (
 	maxWord        = 64               // words of the vocabulary and other short names
 	maxText        = 1024             // text for people
+	maxWarning     = 512              // a warning of status
+	maxSlotText    = 192              // label, level, health and binding of a slot
+	maxFinding     = 512              // a finding of a verification
+	maxNotKept     = 100              // namespaces a backup does not keep
 	maxAAD         = 16 << 10         // additional data of an AEAD
 	maxInfo        = 1 << 10          // salt and info of HKDF, label of OAEP
 	maxSecret      = 4 << 10          // PIN, passphrase, recovery key, share
@@ -17,18 +21,20 @@ const (
 	maxSealed      = MaxData + 1<<10  // ciphertext of MaxData
 	maxStreamData  = MaxChunk + 2<<10 // chunk of a stream, in either direction
 	maxList        = 1000             // elements of a list in a reply
-	maxLabels      = 32               // labels of a key
-	maxLabelKey    = 64               // bytes
-	maxLabelValue  = 256              // bytes
 	maxBatch       = 256              // items of a batch
-	maxRecipient   = 4 << 10          // age recipient; hybrid ones are long
-	maxRecipients  = 32               //
 	maxAltNames    = 64               // of each kind
 	maxCursor      = 512              // continuation of a list
 	maxWords       = 32               // words in one field
 	maxSignature   = 4 << 10          // signature or MAC
 	maxRandom      = MaxControlFrame  // what fits a control frame
 	maxEncoded     = MaxControlFrame  // a message inside a batch
+)
+
+// How much of its kind one reply carries. Together with the bounds above this keeps every reply within a control frame.
+const (
+	MaxWarnings = 16  // in status
+	MaxFindings = 100 // of a verification
+	MaxMessages = 4   // of an act on the whole store
 )
 
 func (m *Empty) fields(*fields) {}
@@ -75,10 +81,10 @@ func (m *Cancel) fields(f *fields) { f.u64("id", &m.ID) }
 func (m *Error) fields(f *fields) {
 	f.str("code", (*string)(&m.Code), maxWord)
 	f.str("class", (*string)(&m.Class), maxWord)
-	f.str("message", &m.Message, maxText)
+	f.text("message", &m.Message, maxText)
 	f.u64("retry_after_ms", &m.RetryAfterMS)
 	f.bool("safe_to_retry", &m.SafeToRetry)
-	f.str("backend_state", &m.BackendState, maxText)
+	f.text("backend_state", &m.BackendState, maxText)
 	f.str("detail_id", &m.DetailID, maxWord)
 }
 
@@ -91,10 +97,10 @@ func (m *Status) fields(f *fields) {
 	f.u64("epoch", &m.Epoch)
 	f.u64("keys", &m.Keys)
 	f.u64("erasure_pending", &m.ErasurePending)
-	f.str("rollback", &m.Rollback, maxText)
+	f.text("rollback", &m.Rollback, maxText)
 	f.str("memory_protection", &m.MemoryProtection, maxWord)
-	f.strs("warnings", &m.Warnings, maxWords, maxText)
-	list(f, "slots", &m.Slots, maxList)
+	f.texts("warnings", &m.Warnings, MaxWarnings, maxWarning)
+	list(f, "slots", &m.Slots, keyspec.MaxSlots)
 	f.u64("uptime_seconds", &m.UptimeSeconds)
 	f.u64("connections", &m.Connections)
 	f.u64("requests", &m.Requests)
@@ -102,17 +108,17 @@ func (m *Status) fields(f *fields) {
 	f.u64("busy", &m.Busy)
 	f.u64("audit_entries", &m.AuditEntries)
 	f.u64("policy_epoch", &m.PolicyEpoch)
-	f.strs("escrow", &m.Escrow, maxRecipients, maxRecipient)
+	f.strs("escrow", &m.Escrow, keyspec.MaxRecipients, keyspec.MaxRecipient)
 }
 
 func (m *Slot) fields(f *fields) {
 	f.u32("id", &m.ID)
 	f.str("kind", &m.Kind, maxWord)
-	f.str("label", &m.Label, 256)
-	f.str("level", &m.Level, maxText)
-	f.str("health", &m.Health, 256)
+	f.text("label", &m.Label, maxSlotText)
+	f.text("level", &m.Level, maxSlotText)
+	f.text("health", &m.Health, maxSlotText)
 	f.i64("until", &m.Until)
-	f.str("binding", &m.Binding, maxText)
+	f.text("binding", &m.Binding, maxSlotText)
 	f.i64("created", &m.Created)
 	f.bool("stale", &m.Stale)
 }
@@ -134,19 +140,19 @@ func (m *SelfTestReply) fields(f *fields) { list(f, "results", &m.Results, maxLi
 func (m *SelfTestResult) fields(f *fields) {
 	f.str("algorithm", &m.Algorithm, maxWord)
 	f.bool("passed", &m.Passed)
-	f.str("message", &m.Message, maxText)
+	f.text("message", &m.Message, maxWarning)
 }
 
 func (m *Init) fields(f *fields) {
 	f.str("enclave", &m.Enclave, 256)
 	f.bool("no_recovery", &m.NoRecovery)
 	f.bin("pin", &m.PIN, maxSecret)
-	f.strs("escrow_to", &m.EscrowTo, maxRecipients, maxRecipient)
+	f.strs("escrow_to", &m.EscrowTo, keyspec.MaxRecipients, keyspec.MaxRecipient)
 }
 
 func (m *InitReply) fields(f *fields) {
 	f.str("store_id", &m.StoreID, maxWord)
-	list(f, "slots", &m.Slots, maxList)
+	list(f, "slots", &m.Slots, keyspec.MaxSlots)
 	f.bin("recovery_key", &m.RecoveryKey, maxSecret)
 }
 
@@ -164,10 +170,10 @@ func (m *KeyCreate) fields(f *fields) {
 	f.i64("not_before", &m.NotBefore)
 	f.i64("expires", &m.Expires)
 	f.bool("exportable", &m.Exportable)
-	f.dict("labels", &m.Labels, maxLabels, maxLabelKey, maxLabelValue)
+	f.dict("labels", &m.Labels, keyspec.MaxLabels, keyspec.MaxLabelName, keyspec.MaxLabelValue)
 	f.str("profile", &m.Profile, maxWord)
 	f.u32("keep", &m.Keep)
-	f.strs("usable_via", &m.UsableVia, maxWords, maxWord)
+	f.strs("usable_via", &m.UsableVia, keyspec.MaxUsableVia, keyspec.MaxBridgeName)
 	f.bool("durable", &m.Durable)
 }
 
@@ -198,13 +204,13 @@ func (m *KeyInfo) fields(f *fields) {
 	f.bool("exportable", &m.Exportable)
 	f.bool("durable", &m.Durable)
 	f.u32("owner", &m.Owner)
-	f.dict("labels", &m.Labels, maxLabels, maxLabelKey, maxLabelValue)
-	f.strs("usable_via", &m.UsableVia, maxWords, maxWord)
+	f.dict("labels", &m.Labels, keyspec.MaxLabels, keyspec.MaxLabelName, keyspec.MaxLabelValue)
+	f.strs("usable_via", &m.UsableVia, keyspec.MaxUsableVia, keyspec.MaxBridgeName)
 	f.i64("created", &m.Created)
 	f.u32("current", &m.Current)
 	f.u32("min_version", &m.MinVersion)
 	f.u32("keep", &m.Keep)
-	list(f, "versions", &m.Versions, maxList)
+	list(f, "versions", &m.Versions, keyspec.MaxVersions)
 }
 
 func (m *VersionInfo) fields(f *fields) {
@@ -233,7 +239,7 @@ func (m *KeyListReply) fields(f *fields) {
 
 func (m *KeySet) fields(f *fields) {
 	f.str("key", &m.Key, keyspec.MaxRef)
-	f.dict("labels", &m.Labels, maxLabels, maxLabelKey, maxLabelValue)
+	f.dict("labels", &m.Labels, keyspec.MaxLabels, keyspec.MaxLabelName, keyspec.MaxLabelValue)
 	f.u32("min_version", &m.MinVersion)
 	f.u32("keep", &m.Keep)
 }
@@ -477,7 +483,7 @@ func (m *CertAttach) fields(f *fields) {
 
 func (m *CertChain) fields(f *fields) { f.bins("chain", &m.Chain, maxChain, maxCertificate) }
 
-func (m *SlotListReply) fields(f *fields) { list(f, "slots", &m.Slots, maxList) }
+func (m *SlotListReply) fields(f *fields) { list(f, "slots", &m.Slots, keyspec.MaxSlots) }
 
 func (m *SlotAdd) fields(f *fields) {
 	f.str("enclave", &m.Enclave, 256)
@@ -500,19 +506,19 @@ func (m *SlotRef) fields(f *fields) {
 
 func (m *ProgressReply) fields(f *fields) {
 	f.u64("records", &m.Records)
-	f.strs("damaged", &m.Damaged, maxList, 256)
-	f.strs("messages", &m.Messages, maxList, maxText)
+	f.texts("damaged", &m.Damaged, MaxFindings, maxFinding)
+	f.texts("messages", &m.Messages, MaxMessages, maxText)
 	f.u64("epoch", &m.Epoch)
 }
 
 func (m *BackupCreate) fields(f *fields) {
-	f.strs("recipients", &m.Recipients, maxRecipients, maxRecipient)
+	f.strs("recipients", &m.Recipients, keyspec.MaxRecipients, keyspec.MaxRecipient)
 }
 
 func (m *BackupReply) fields(f *fields) {
 	f.u64("stream", &m.Stream)
-	f.strs("recipients", &m.Recipients, maxRecipients, maxRecipient)
-	f.strs("not_kept", &m.NotKept, maxList, keyspec.MaxName)
+	f.strs("recipients", &m.Recipients, 2*keyspec.MaxRecipients, keyspec.MaxRecipient)
+	f.strs("not_kept", &m.NotKept, maxNotKept, keyspec.MaxApplication)
 }
 
 func (m *AuditTail) fields(f *fields) {
@@ -536,9 +542,11 @@ func (m *AuditEntry) fields(f *fields) {
 	f.u32("pid", &m.PID)
 	f.str("principal", &m.Principal, 256)
 	f.str("via", &m.Via, maxWord)
+	f.str("client", &m.Client, maxWord)
+	f.str("trace", &m.Trace, maxWord)
 	f.bool("allowed", &m.Allowed)
 	f.str("code", &m.Code, maxWord)
-	f.str("detail", &m.Detail, maxText)
+	f.text("detail", &m.Detail, maxText)
 	f.str("detail_id", &m.DetailID, maxWord)
 	f.u64("epoch", &m.Epoch)
 }

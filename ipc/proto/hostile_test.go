@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/kmsd-project/kmsd/keystore/keyspec"
 )
 
 // str, arr and the like spell MessagePack out by hand (github.com/msgpack/msgpack/blob/master/spec.md).
@@ -201,7 +203,7 @@ func TestEncoderKeepsTheBounds(t *testing.T) {
 		&Sign{Data: make([]byte, MaxData+1)},
 		&Bind{Nonce: make([]byte, NonceSize+1)},
 		&KeyCreate{Name: strings.Repeat("n", 500)},
-		&KeyCreate{Labels: map[string]string{"a": strings.Repeat("v", maxLabelValue+1)}},
+		&KeyCreate{Labels: map[string]string{"a": strings.Repeat("v", keyspec.MaxLabelValue+1)}},
 		&KeyCreate{Usage: make([]string, maxWords+1)},
 		&CertAttach{Chain: make([][]byte, maxChain+1)},
 	} {

@@ -11,3 +11,10 @@ const (
 	MaxBridgeName = 64      // bytes
 	MaxVersions   = 256     // of one key, tombstones included
 )
+
+// Limits of the keystore.
+const (
+	MaxSlots      = 32
+	MaxRecipients = 10      // of a backup, and as many of the escrow
+	MaxRecipient  = 2 << 10 // bytes of an age recipient; hybrid ones take 1,960
+)

@@ -33,15 +33,9 @@ type NewKey struct {
 	Durable    bool // each use is in the audit on disk before it is answered
 }
 
-// Limits of a key's description.
+// Limits of a key's description, beside those of keyspec.
 const (
-	MaxLabels      = 64
-	MaxLabelName   = 64  // bytes
-	MaxLabelValue  = 256 // bytes
-	MaxUsableVia   = 16
-	MaxBridgeName  = 64   // bytes
-	MaxRequestKey  = 64   // bytes
-	MaxVersions    = 1000 // of one key, destroyed ones included
+	MaxRequestKey  = 64 // bytes
 	maxCryptotime  = 100 * 365 * 24 * time.Hour
 	cryptoperiod   = 2 * 365 * 24 * time.Hour
 	certifyPeriod  = 5 * 365 * 24 * time.Hour
@@ -120,11 +114,11 @@ func (u *use) describe(n *NewKey, origin keyspec.Origin) (*keystore.Key, *mechan
 	if err := checkLabels(n.Labels); err != nil {
 		return nil, nil, err
 	}
-	if len(n.UsableVia) > MaxUsableVia {
-		return nil, nil, fmt.Errorf("%w: over %d bridges", ErrInput, MaxUsableVia)
+	if len(n.UsableVia) > keyspec.MaxUsableVia {
+		return nil, nil, fmt.Errorf("%w: over %d bridges", ErrInput, keyspec.MaxUsableVia)
 	}
 	for _, via := range n.UsableVia {
-		if via == "" || len(via) > MaxBridgeName {
+		if via == "" || len(via) > keyspec.MaxBridgeName {
 			return nil, nil, fmt.Errorf("%w: name of a bridge", ErrInput)
 		}
 	}
@@ -257,13 +251,18 @@ func (u *use) requestKey(key []byte) []byte {
 }
 
 func checkLabels(labels map[string]string) error {
-	if len(labels) > MaxLabels {
-		return fmt.Errorf("%w: over %d labels", ErrInput, MaxLabels)
+	if len(labels) > keyspec.MaxLabels {
+		return fmt.Errorf("%w: over %d labels", ErrInput, keyspec.MaxLabels)
 	}
+	total := 0
 	for k, v := range labels {
-		if k == "" || len(k) > MaxLabelName || len(v) > MaxLabelValue {
-			return fmt.Errorf("%w: a label has a name of 1 to %d bytes and a value of at most %d", ErrInput, MaxLabelName, MaxLabelValue)
+		if k == "" || len(k) > keyspec.MaxLabelName || len(v) > keyspec.MaxLabelValue {
+			return fmt.Errorf("%w: a label has a name of 1 to %d bytes and a value of at most %d", ErrInput, keyspec.MaxLabelName, keyspec.MaxLabelValue)
 		}
+		total += len(k) + len(v)
+	}
+	if total > keyspec.MaxLabelBytes {
+		return fmt.Errorf("%w: the labels of a key take at most %d bytes", ErrInput, keyspec.MaxLabelBytes)
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -367,8 +368,8 @@ func (u *use) rotated(key *keystore.Key, b, spki []byte, notBefore, expires time
 	if key.Origin == keyspec.Derived {
 		return nil, fmt.Errorf("%w: a derived key is rotated by deriving another", ErrUnsupported)
 	}
-	if len(key.Versions) >= MaxVersions {
-		return nil, fmt.Errorf("%w: the key has %d versions", ErrExhausted, MaxVersions)
+	if err := room(key); err != nil {
+		return nil, err
 	}
 	v, err := u.validity(key.Usages, notBefore, expires, noExpiry)
 	if err != nil {
@@ -393,6 +394,22 @@ func (u *use) rotated(key *keystore.Key, b, spki []byte, notBefore, expires time
 	ch := &keystore.Change{Material: map[keyspec.Version][]byte{v.Number: b}}
 	u.setPublic(ch, &key.Versions[len(key.Versions)-1], spki)
 	return ch, nil
+}
+
+// room makes room for one more version: the tombstones that are too many are forgotten, the oldest first.
+func room(key *keystore.Key) error {
+	surplus := len(key.Versions) + 1 - keyspec.MaxVersions
+	key.Versions = slices.DeleteFunc(key.Versions, func(v keystore.Version) bool {
+		if surplus > 0 && v.State == keyspec.Destroyed {
+			surplus--
+			return true
+		}
+		return false
+	})
+	if surplus > 0 {
+		return fmt.Errorf("%w: the key has %d versions; destroy old ones, or let a number of versions to keep do it", ErrExhausted, keyspec.MaxVersions)
+	}
+	return nil
 }
 
 // promote makes number the current version and deactivates the active ones before it.
