@@ -10,11 +10,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// maxPath is the longest path of a Unix socket in bytes (unix(7): sun_path, with the byte that ends it).
+const maxPath = 107
+
 // Listen makes a listening socket at path, which must not exist, with the given mode and, unless it is -1, group.
 //
 // The socket asks for credentials before it listens: since Linux 6.16 what a peer sends carries them only if the
 // listener had asked when the peer connected. It is made with mode 0600 and opened up only when it belongs to the group.
 func Listen(ctx context.Context, path string, mode os.FileMode, gid int) (*net.UnixListener, error) {
+	if len(path) > maxPath {
+		return nil, fmt.Errorf("the path of the socket is %d bytes long, at most %d are possible: %s", len(path), maxPath, path)
+	}
 	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
 		var err error
 		if e := raw.Control(func(fd uintptr) {

@@ -652,6 +652,9 @@ func TestListen(t *testing.T) {
 	if err != nil || info.Mode().Perm() != 0o660 {
 		t.Errorf("mode %v, error %v", info.Mode(), err)
 	}
+	if _, err := Listen(t.Context(), "/tmp/"+strings.Repeat("l", 103), 0o600, -1); err == nil || !strings.Contains(err.Error(), "107") {
+		t.Errorf("a path that is too long: %v", err)
+	}
 	if _, err := Listen(t.Context(), path, 0o600, -1); err == nil {
 		t.Error("two listeners on one path")
 	}

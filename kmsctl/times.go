@@ -19,10 +19,14 @@ func parseTime(s string, now time.Time) (int64, error) {
 	case "now":
 		return now.Unix(), nil
 	}
-	if t, err := time.Parse(time.RFC3339, s); err == nil {
-		return t.Unix(), nil
+	t, err := time.Parse(time.RFC3339, s)
+	if err != nil {
+		t, err = time.ParseInLocation(time.DateOnly, s, time.Local)
 	}
-	if t, err := time.ParseInLocation(time.DateOnly, s, time.Local); err == nil {
+	if err == nil {
+		if t.Unix() <= 0 { // on the wire, 0 is the default and -1 is none
+			return 0, usagef("the time %q is before 1970", s)
+		}
 		return t.Unix(), nil
 	}
 	years, rest, err := parseSpan(s)

@@ -31,7 +31,7 @@ func TestParseTime(t *testing.T) {
 			t.Errorf("parseTime(%q) = %d, %v; want %d", in, got, err, want)
 		}
 	}
-	for _, in := range []string{"tomorrow", "d", "-3d", "3", "201y", "99999999999d", "2027-13-01", "1.5y", "3D", " 3d"} {
+	for _, in := range []string{"tomorrow", "d", "-3d", "3", "201y", "99999999999d", "2027-13-01", "1.5y", "3D", " 3d", "1970-01-01T00:00:00Z", "1969-12-31T23:59:59Z"} {
 		if got, err := parseTime(in, now); !errors.Is(err, errUsage) {
 			t.Errorf("parseTime(%q) = %d, %v; want a usage error", in, got, err)
 		}

@@ -16,7 +16,8 @@ import (
 // Limits of imports under way.
 const (
 	importLife   = 2 * time.Minute
-	importsEach  = 8 // of one process
+	importsEach  = 8  // of one process
+	importsUID   = 64 // of one user
 	importsAll   = 256
 	importInfo   = "kmsd import v1"
 	MaxWrappedIn = mechanism.MaxEncoded + 2048 // bytes: the encapsulated key takes 1,120
@@ -43,13 +44,17 @@ func (i *imports) add(token ImportToken, k importKey, now time.Time) error {
 	i.sweep(now)
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	each := 0
+	each, user := 0, 0
 	for _, other := range i.keys {
-		if other.uid == k.uid && other.pid == k.pid {
+		if other.uid != k.uid {
+			continue
+		}
+		user++
+		if other.pid == k.pid {
 			each++
 		}
 	}
-	if each >= importsEach || len(i.keys) >= importsAll {
+	if each >= importsEach || user >= importsUID || len(i.keys) >= importsAll {
 		return fmt.Errorf("%w: too many imports were begun and not finished", ErrInput)
 	}
 	if i.keys == nil {
