@@ -20,6 +20,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/kmsd-project/kmsd/ipc/proto"
 )
 
@@ -874,6 +876,103 @@ func TestShortDeadlines(t *testing.T) {
 	p.send(200, proto.OpSign, &proto.Sign{Key: "app/rsa", Data: []byte("x")}, &proto.Options{DeadlineMS: 1<<63 + 5})
 	p.want(200, &proto.SignReply{})
 	unharmed(t, d.process)
+}
+
+// limited lowers a limit of the running daemon until the function it returns is called.
+func (d *realDaemon) limited(resource int, n uint64) (restore func()) {
+	d.t.Helper()
+	var before unix.Rlimit
+	if err := unix.Prlimit(d.cmd.Process.Pid, resource, nil, &before); err != nil {
+		d.t.Fatal(err)
+	}
+	if err := unix.Prlimit(d.cmd.Process.Pid, resource, &unix.Rlimit{Cur: n, Max: before.Max}, nil); err != nil {
+		d.t.Fatal(err)
+	}
+	return func() {
+		if err := unix.Prlimit(d.cmd.Process.Pid, resource, &before, nil); err != nil {
+			d.t.Fatal(err)
+		}
+	}
+}
+
+// TestWhatCannotBeRecordedIsNotDone: no file can grow any more, as on a full disk. Keys are not made, and a keystore is not
+// unlocked, since that could not be recorded; afterwards everything goes on.
+func TestWhatCannotBeRecordedIsNotDone(t *testing.T) {
+	asRoot(t)
+	d, _ := besieged(t)
+	create(t, d.process, "ed25519", "app/k")
+	d.ask(proto.OpAuditHead, &proto.Empty{}, &proto.AuditHead{})
+	restore := d.limited(unix.RLIMIT_FSIZE, 1)
+	d.refused(proto.OpKeyCreate, &proto.KeyCreate{Name: "app/x", Algorithm: "ed25519"}, proto.CodeStorage)
+	d.ask(proto.OpLock, &proto.Empty{}, &proto.Empty{}) // to lock is never refused
+	d.refused(proto.OpUnlock, &proto.Unlock{}, proto.CodeStorage)
+	if s := d.state(); s != "locked" {
+		t.Errorf("the daemon is %s", s)
+	}
+	d.refused(proto.OpSign, &proto.Sign{Key: "app/k", Data: []byte("x")}, proto.CodeLocked)
+	restore()
+	for start := time.Now(); d.state() != "ready"; time.Sleep(100 * time.Millisecond) {
+		d.last++
+		d.conn.send(d.last, proto.OpUnlock, &proto.Unlock{}, nil)
+		if r := d.conn.response(); r.Err != nil && time.Since(start) > 10*time.Second {
+			t.Fatal(r.Err)
+		}
+	}
+	d.ask(proto.OpSign, &proto.Sign{Key: "app/k", Data: []byte("x")}, &proto.SignReply{})
+	d.ask(proto.OpKeyCreate, &proto.KeyCreate{Name: "app/x", Algorithm: "ed25519"}, &proto.KeyInfo{})
+	unharmed(t, d.process)
+}
+
+// TestOutOfDescriptors: the daemon has no descriptors left. Who is connected is served, others are when there are some again.
+func TestOutOfDescriptors(t *testing.T) {
+	asRoot(t)
+	d, _ := besieged(t)
+	create(t, d.process, "ed25519", "app/k")
+	restore := d.limited(unix.RLIMIT_NOFILE, uint64(d.descriptors()+10))
+	var crowd []net.Conn
+	for range 50 {
+		c, err := net.Dial("unix", d.app)
+		if err != nil {
+			t.Fatal(err)
+		}
+		crowd = append(crowd, c)
+	}
+	time.Sleep(200 * time.Millisecond)
+	d.ask(proto.OpSign, &proto.Sign{Key: "app/k", Data: []byte("x")}, &proto.SignReply{})
+	d.ask(proto.OpKeyCreate, &proto.KeyCreate{Name: "app/x", Algorithm: "ed25519"}, &proto.KeyInfo{})
+	for _, c := range crowd {
+		c.Close()
+	}
+	restore()
+	unharmed(t, d.process)
+}
+
+// TestManyInits: several administrators make the keystore at the same time. One of them does.
+func TestManyInits(t *testing.T) {
+	d := startReal(t, t.TempDir())
+	keepLog(d.process)
+	const n = 8
+	var made atomic.Int32
+	var wg sync.WaitGroup
+	for range n {
+		p := bound(t, d.admin)
+		wg.Go(func() {
+			p.send(3, proto.OpInit, &proto.Init{NoRecovery: true}, nil)
+			switch r := p.response(); {
+			case r.Err == nil:
+				made.Add(1)
+			case r.Err.Code != proto.CodeExists && r.Err.Code != proto.CodeBusy:
+				t.Errorf("init beside another is answered %v", r.Err)
+			}
+		})
+	}
+	wg.Wait()
+	if made.Load() != 1 {
+		t.Errorf("%d keystores were made", made.Load())
+	}
+	create(t, d.process, "ed25519", "app/k")
+	d = d.restart()
+	d.ask(proto.OpSign, &proto.Sign{Key: "app/k", Data: []byte("x")}, &proto.SignReply{})
 }
 
 // TestKilledUnderLoad kills kmsd while keys are made and rotated. What was acknowledged is there afterwards.
