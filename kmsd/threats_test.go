@@ -474,7 +474,7 @@ func TestCanariesAreNowhere(t *testing.T) {
 		}
 		return r
 	}
-	describe := proto.KeyCreate{Name: key, Algorithm: "aes-256-gcm", Labels: map[string]string{"CANARYlabel": "CANARYvalue"}, UsableVia: []string{"CANARYbridge"}}
+	describe := proto.KeyCreate{Name: key, Algorithm: "aes-256-gcm", Labels: map[string]string{"CANARYlabel": "CANARYvalue"}}
 	ask(proto.OpKeyImport, &proto.KeyImport{Key: describe, Material: bytes.Clone(secret)})
 	for _, m := range []struct {
 		op string
@@ -483,6 +483,7 @@ func TestCanariesAreNowhere(t *testing.T) {
 		{proto.OpKeySet, &proto.KeySet{Key: key, Labels: map[string]string{"CANARYother": "CANARYvalue"}}},
 		{proto.OpKeyCreate, &proto.KeyCreate{Name: "CANARY bad name", Algorithm: "CANARYalgorithm", Usage: []string{"CANARYusage"}}},
 		{proto.OpKeyCreate, &proto.KeyCreate{Name: "CANARYapp/CANARYec", Algorithm: "ecdsa-p256", Usage: []string{"sign", "verify", "certify"}}},
+		{proto.OpKeyCreate, &proto.KeyCreate{Name: "CANARYapp/CANARYbridged", Algorithm: "ed25519", UsableVia: []string{"CANARYbridge"}}},
 		{proto.OpKeyGet, &proto.KeyRef{Key: "CANARYapp/CANARYmissing"}},
 		{proto.OpKeyList, &proto.KeyList{Prefix: "CANARYapp/CANARY"}},
 		{proto.OpKeyRevoke, &proto.KeyRevoke{Key: key, Reason: "CANARYreason"}},
