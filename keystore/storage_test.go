@@ -245,14 +245,14 @@ func TestStopWithoutCloseIsExaminedMoreClosely(t *testing.T) {
 	mustApply(t, s, testKey("app/k", keyspec.Ed25519, 32))
 	dir := copyDir(t, s.config.Dir)
 	c := openIn(t, dir)
-	if w := c.Info().Warnings; len(w) == 0 {
-		t.Error("no warning after an unclean stop")
+	if !c.Info().Unclean {
+		t.Error("the unclean stop is not seen")
 	}
 	if err := c.Close(); err != nil {
 		t.Fatal(err)
 	}
 	c = openIn(t, dir)
-	if w := c.Info().Warnings; len(w) != 0 {
-		t.Errorf("after a clean stop: %v", w)
+	if i := c.Info(); i.Unclean || len(i.Warnings) != 0 {
+		t.Errorf("after a clean stop: %v", i.Warnings)
 	}
 }

@@ -101,6 +101,7 @@ type Info struct {
 	EpochRotating  bool   // a rotation was begun; RotateEpoch goes on with it
 	Keys           uint64 // 0 while locked
 	ErasurePending uint64 // destroyed versions whose data keys may be found in freed pages until the epoch is rotated; 0 while locked
+	Unclean        bool   // the stop before Open was not clean: Verify is called for
 	Damaged        uint64 // reads that met damage since Open
 	Rollback       string // whether the replacement of all files by an older copy would be noticed
 	Warnings       []string
@@ -479,7 +480,7 @@ func (s *Store) Info() Info {
 	info := Info{
 		StoreID: h.storeID, InstanceID: h.instanceID, Created: h.created, Locked: true, Escrow: append([]string(nil), h.escrow...),
 		Generation: h.generation, Epoch: h.epochs[0].number, EpochRotating: len(h.epochs) > 1,
-		Damaged: s.damaged.Load(), Rollback: "not detectable",
+		Unclean: s.unclean, Damaged: s.damaged.Load(), Rollback: "not detectable",
 	}
 	if state := s.snapshot.Load(); state != nil {
 		info.Locked = false
@@ -488,9 +489,6 @@ func (s *Store) Info() Info {
 		if state.seals > maxSeals {
 			info.Warnings = append(info.Warnings, "the epoch key was used very often: rotate the epoch")
 		}
-	}
-	if s.unclean {
-		info.Warnings = append(info.Warnings, "the last stop was not clean: run a verification")
 	}
 	if info.Damaged > 0 {
 		info.Warnings = append(info.Warnings, "damage was met: run a verification")

@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime/debug"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -49,9 +50,12 @@ type daemon struct {
 	engine  *engine.Engine
 	store   atomic.Pointer[keystore.Store]
 	ipc     *ipc.Server
+
+	turn       sync.Mutex // held by init, lock and unlock, so that phase and keystore say the same
+	weaknesses []string   // of this build, for status
 }
 
-// run is the daemon from start to stop: spawner -> runtime directory -> memory -> audit -> policy -> engine -> keystore
+// run is the daemon from start to stop: spawner -> runtime and state directory -> memory -> audit -> policy -> engine -> keystore
 // -> sockets. reread reads the configuration again, for SIGHUP.
 func run(ctx context.Context, c config, reread func() (config, error), log *slog.Logger) (err error) {
 	d := &daemon{config: c, log: log}
@@ -65,7 +69,13 @@ func run(ctx context.Context, c config, reread func() (config, error), log *slog
 		return err
 	}
 	if !freedIsOverwritten() {
-		log.Warn("this build does not overwrite freed memory (GODEBUG clobberfree=1); build it with make")
+		d.weaknesses = append(d.weaknesses, "this build does not overwrite freed memory (GODEBUG clobberfree=1); build it with make")
+	}
+	if !secmem.Enabled() {
+		d.weaknesses = append(d.weaknesses, "this build does not erase stacks (GOEXPERIMENT runtimesecret); build it with make")
+	}
+	for _, w := range d.weaknesses {
+		log.Warn(w)
 	}
 	if !negativeSerialsAreRead() {
 		log.Warn("this build does not read certificates with negative serial numbers (GODEBUG x509negativeserial=1); build it with make")
@@ -81,13 +91,18 @@ func run(ctx context.Context, c config, reread func() (config, error), log *slog
 		return err
 	}
 	defer unlock()
+	release, err := d.claimStateDir()
+	if err != nil {
+		return err
+	}
+	defer release()
 	if d.arena, err = secmem.NewArena(arenaSize); err != nil {
 		return fmt.Errorf("protected memory: %w", err)
 	}
 	defer d.arena.Close()
 	d.slots = newSlotKeeper(c.StateDir, d.arena, d.spawner, log)
 	defer d.slots.Close()
-	if d.audit, err = audit.Open(audit.Config{Dir: filepath.Join(c.StateDir, "audit"), Log: log}); err != nil {
+	if d.audit, err = audit.Open(audit.Config{Dir: filepath.Join(c.StateDir, auditDir), Log: log}); err != nil {
 		return fmt.Errorf("audit log: %w", err)
 	}
 	defer d.audit.Close()
@@ -202,9 +217,6 @@ func (d *daemon) storeConfig() keystore.Config {
 
 // openStore opens the keystore if there is one, and unlocks it if that needs nobody.
 func (d *daemon) openStore(ctx context.Context) error {
-	if err := os.MkdirAll(d.config.StateDir, 0o700); err != nil {
-		return err
-	}
 	exists, err := keystore.Exists(d.config.StateDir)
 	if err != nil || !exists {
 		return err
@@ -227,9 +239,13 @@ func (d *daemon) adopt(s *keystore.Store) {
 	d.phase.Store(uint32(phaseLocked))
 }
 
-// unlocked makes the daemon ready after the keystore has been unlocked.
+// unlocked makes the daemon ready after the keystore has been unlocked. A keystore that cannot be used is locked again.
 func (d *daemon) unlocked() error {
 	if err := d.engine.Unlocked(); err != nil {
+		d.lock()
+		if errors.Is(err, audit.ErrKey) {
+			err = fmt.Errorf("%w: the directory audit beside the keystore is of another one; move it away", err)
+		}
 		return err
 	}
 	d.phase.Store(uint32(phaseReady))
@@ -293,6 +309,29 @@ func (d *daemon) claimRuntimeDir() (release func(), err error) {
 		f.Close()
 		if err == unix.EWOULDBLOCK {
 			return nil, fmt.Errorf("another kmsd runs in %s", dir)
+		}
+		return nil, err
+	}
+	return func() { f.Close() }, nil
+}
+
+// claimStateDir makes the state directory and takes the lock on it.
+//
+// Invariant: whoever opens the audit log and the keystore for writing holds this lock, so that nobody repairs what another
+// is writing.
+func (d *daemon) claimStateDir() (release func(), err error) {
+	dir := d.config.StateDir
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(dir, os.O_RDONLY|syscall.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		if err == unix.EWOULDBLOCK {
+			return nil, fmt.Errorf("%w: another kmsd uses %s", keystore.ErrInUse, dir)
 		}
 		return nil, err
 	}

@@ -1,11 +1,13 @@
 package main
 
 import (
+	"context"
 	"crypto/rand"
 	"crypto/subtle"
 	"errors"
 	"fmt"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -132,6 +134,7 @@ type dispatcher struct {
 	policy  atomic.Pointer[policy.Policy]
 	started time.Time
 
+	refusals refusals
 	requests atomic.Uint64
 	panics   atomic.Uint64
 	busy     atomic.Uint64
@@ -220,10 +223,11 @@ func (s *session) Frame(f []byte) error {
 	}
 	op, e := d.find(c.request.Op, s.who.Admin)
 	if e != nil {
+		s.refused(c, c.request.Op, e)
 		return s.reject(c, e)
 	}
 	c.op = op
-	if c.request.Options.DeadlineMS > 0 {
+	if c.request.Options.DeadlineMS > 0 && !irrevocable(c.request.Op) {
 		c.limit(time.Duration(min(c.request.Options.DeadlineMS, maxDeadlineMS)) * time.Millisecond)
 	}
 	c.lane = c.choose()
@@ -341,6 +345,7 @@ func (s *session) hello(c *call) error {
 	}
 	rand.Read(s.nonce[:])
 	s.who.Unit = unitOf(s.conn.Peer())
+	s.who.Client = strings.Clone(in.Client)
 	s.stage = stageGreeted
 	c.answer(nil, &proto.HelloReply{
 		Version:  proto.Version,
@@ -387,7 +392,7 @@ func (s *session) cancel(c *call) error {
 	}
 	s.mu.Lock()
 	target := s.inFlight[in.ID]
-	if target != nil { // it stays what it is while s.mu is held
+	if target != nil && !irrevocable(target.request.Op) { // it stays what it is while s.mu is held
 		target.cancel(errCancelled)
 	}
 	s.mu.Unlock()
@@ -408,7 +413,9 @@ func (s *session) Idle() {
 func (s *session) Closed(err error) {
 	switch {
 	case errors.Is(err, ipc.ErrIdentity):
-		s.farewell(&proto.Error{Code: proto.CodeIdentityChanged, Class: proto.ClassPolicy, Message: "another process spoke on this connection", SafeToRetry: true})
+		e := &proto.Error{Code: proto.CodeIdentityChanged, Class: proto.ClassPolicy, Message: "another process spoke on this connection", SafeToRetry: true}
+		s.refused(&call{ctx: context.Background()}, opConnection, e)
+		s.farewell(e)
 	case errors.Is(err, ipc.ErrFrameSize):
 		s.farewell(&proto.Error{Code: proto.CodeTooLarge, Class: proto.ClassInput, Message: err.Error(), SafeToRetry: true})
 	}

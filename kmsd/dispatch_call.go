@@ -5,14 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"runtime"
-	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/kmsd-project/kmsd/client/ciphertext"
 	"github.com/kmsd-project/kmsd/ipc/proto"
+	"github.com/kmsd-project/kmsd/kmsd/engine"
 )
 
 // Causes of the end of a call before its time.
@@ -179,11 +178,8 @@ func (c *call) handle() (result proto.Message, e *proto.Error) {
 			return
 		}
 		c.daemon.panics.Add(1)
-		message := "panic" // its value might hold anything
-		if err, ok := p.(runtime.Error); ok {
-			message = err.Error()
-		}
-		slog.Error("panic in a handler", "op", c.request.Op, "panic", message, "stack", string(debug.Stack()))
+		message, stack := engine.DescribePanic(p)
+		slog.Error("panic in a handler", "op", c.request.Op, "panic", message, "stack", stack)
 		result, e = nil, &proto.Error{Code: proto.CodeInternal, Class: proto.ClassInternal, Message: "internal error"}
 	}()
 	result, err := c.op.handle(c)
@@ -257,7 +253,9 @@ func (c *call) item(op string, params []byte) ([]byte, *proto.Error) {
 		return nil, &proto.Error{Code: proto.CodeInvalid, Class: proto.ClassInput, Message: "this operation cannot be part of a batch", SafeToRetry: true}
 	}
 	row, e := c.daemon.find(op, c.session.who.Admin)
-	if e == nil {
+	if e != nil {
+		c.session.refused(c, op, e)
+	} else {
 		e = c.expired()
 	}
 	if e != nil {
@@ -370,5 +368,10 @@ func (c *call) Err() error {
 	return c.err
 }
 
-// Value implements context.Context. A call carries no values.
-func (c *call) Value(any) any { return nil }
+// Value implements context.Context. The only value that a call carries is the trace.
+func (c *call) Value(key any) any {
+	if _, ok := key.(engine.TraceKey); ok && c.request.Options.Trace != "" {
+		return c.request.Options.Trace
+	}
+	return nil
+}

@@ -36,7 +36,8 @@ var wireErrors = []struct {
 	{ciphertext.ErrDecryption, proto.CodeDecryptionFailed, proto.ClassInput, true, 0, "decryption failed"},
 	{mechanism.ErrVerification, proto.CodeVerificationFailed, proto.ClassInput, true, 0, "verification failed"},
 	{audit.ErrLocked, proto.CodeLocked, proto.ClassState, true, 0, "the keystore is locked"}, // before ErrAudit, which it may come in
-	{engine.ErrAudit, proto.CodeStorage, proto.ClassBackend, false, time.Second, "the act could not be recorded, so it was not carried out"},
+	{engine.ErrUnrecorded, proto.CodeStorage, proto.ClassBackend, true, time.Second, "the act could not be recorded, so it was not carried out"},
+	{engine.ErrAudit, proto.CodeStorage, proto.ClassBackend, false, time.Second, "the act could not be recorded: its result is withheld"},
 	{engine.ErrState, proto.CodeState, proto.ClassState, true, 0, ""},
 	{engine.ErrUsage, proto.CodeUsage, proto.ClassState, true, 0, ""},
 	{engine.ErrExpired, proto.CodeExpired, proto.ClassState, true, 0, ""},
@@ -54,6 +55,7 @@ var wireErrors = []struct {
 	{keystore.ErrLocked, proto.CodeLocked, proto.ClassState, true, 0, ""},
 	{keystore.ErrNoStore, proto.CodeUninitialised, proto.ClassState, true, 0, ""},
 	{keystore.ErrRollback, proto.CodeRollback, proto.ClassBackend, false, 0, ""},
+	{keystore.ErrForeign, proto.CodeReplaced, proto.ClassBackend, false, 0, ""},
 	{keystore.ErrSecret, proto.CodeAuthFailed, proto.ClassInput, true, 0, ""},
 	{keystore.ErrLastSlot, proto.CodeState, proto.ClassState, true, 0, ""},
 	{keystore.ErrNoSlot, proto.CodeInvalid, proto.ClassInput, true, 0, ""},

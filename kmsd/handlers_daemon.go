@@ -1,7 +1,9 @@
 package main
 
 import (
+	"context"
 	"encoding/hex"
+	"errors"
 	"slices"
 	"time"
 
@@ -9,6 +11,7 @@ import (
 	"github.com/kmsd-project/kmsd/ipc/proto"
 	"github.com/kmsd-project/kmsd/keystore"
 	"github.com/kmsd-project/kmsd/keystore/keyspec"
+	"github.com/kmsd-project/kmsd/keystore/secmem"
 	"github.com/kmsd-project/kmsd/kmsd/mechanism"
 )
 
@@ -35,7 +38,9 @@ func handleStatus(c *call) (proto.Message, error) {
 		return reply, nil
 	}
 	log := d.audit.Stats()
-	reply.MemoryProtection = d.arena.Protection()
+	var weak []string
+	reply.MemoryProtection, weak = d.memoryProtection()
+	reply.Warnings = append(reply.Warnings, weak...)
 	reply.UptimeSeconds = uint64(time.Since(d.started).Seconds())
 	reply.Connections = uint64(d.ipc.Conns())
 	reply.Requests = d.requests.Load()
@@ -45,9 +50,6 @@ func handleStatus(c *call) (proto.Message, error) {
 	reply.PolicyEpoch = d.engine.PolicyEpoch()
 	if log.Failing != nil {
 		reply.Warnings = append(reply.Warnings, log.Failing.Error())
-	}
-	if reply.MemoryProtection == "partial" {
-		reply.Warnings = append(reply.Warnings, "this kernel has no secret memory: root can read the keystore's keys in the daemon's memory")
 	}
 	s := d.store.Load()
 	if s == nil {
@@ -62,10 +64,25 @@ func handleStatus(c *call) (proto.Message, error) {
 	reply.Rollback = info.Rollback
 	reply.Escrow = info.Escrow
 	reply.Warnings = append(reply.Warnings, info.Warnings...)
+	if check := d.engine.Check(); check != nil && check.Warning() != "" {
+		reply.Warnings = append(reply.Warnings, check.Warning())
+	}
 	if c.session.who.Admin {
 		reply.Slots = slotReplies(d.slots.list(c.ctx, s))
 	}
 	return reply, nil
+}
+
+// memoryProtection says whether everything is there that keeps keys from lying about in memory, and what is not.
+func (d *daemon) memoryProtection() (level string, weak []string) {
+	level = d.arena.Protection()
+	if level == secmem.ProtectionPartial {
+		weak = append(weak, "this kernel has no secret memory: root can read the keystore's keys in the daemon's memory")
+	}
+	if len(d.weaknesses) > 0 {
+		level, weak = secmem.ProtectionPartial, append(weak, d.weaknesses...)
+	}
+	return level, weak
 }
 
 func handleCapabilities(c *call) (proto.Message, error) {
@@ -142,7 +159,15 @@ func handleInit(c *call) (proto.Message, error) {
 	d := c.daemon
 	var s *keystore.Store
 	var recovery []byte
-	err = c.administrate(in.Enclave, func() (err error) {
+	err = c.change(in.Enclave, func() (err error) {
+		d.turn.Lock()
+		defer d.turn.Unlock()
+		if d.store.Load() != nil {
+			return keystore.ErrStoreExists
+		}
+		if err := foreignAudit(d.config.StateDir); err != nil {
+			return err
+		}
 		s, recovery, err = d.slots.create(c.ctx, d.storeConfig(), initParams{
 			Enclave: in.Enclave, NoRecovery: in.NoRecovery, PIN: in.PIN, EscrowTo: in.EscrowTo,
 		})
@@ -150,7 +175,10 @@ func handleInit(c *call) (proto.Message, error) {
 			return err
 		}
 		d.adopt(s)
-		return d.unlocked()
+		if err := d.unlocked(); err != nil { // the keystore is made all the same, and its recovery key is wanted
+			d.log.Error("the new keystore stays locked", "error", err)
+		}
+		return nil
 	})
 	if err != nil {
 		return nil, err
@@ -159,12 +187,16 @@ func handleInit(c *call) (proto.Message, error) {
 	return &proto.InitReply{StoreID: hex.EncodeToString(id[:]), Slots: slotReplies(d.slots.list(c.ctx, s)), RecoveryKey: recovery}, nil
 }
 
+// handleLock locks in any case: what cannot be recorded now is recorded when the disk has room again.
 func handleLock(c *call) (proto.Message, error) {
 	if _, err := decode[proto.Empty](c); err != nil {
 		return nil, err
 	}
-	return nil, c.administrate("", func() error {
-		c.daemon.lock()
+	d := c.daemon
+	return nil, d.engine.ChangeAlways(c.ctx, &c.session.who, c.request.Op, "", func() error {
+		d.turn.Lock()
+		defer d.turn.Unlock()
+		d.lock()
 		return nil
 	})
 }
@@ -176,11 +208,14 @@ func handleUnlock(c *call) (proto.Message, error) {
 	}
 	defer wipe(in.Secret, in.Shares)
 	d := c.daemon
-	return nil, c.administrate("", func() error {
-		if phase(d.phase.Load()) == phaseReady {
+	return nil, c.change("", func() error {
+		d.turn.Lock()
+		defer d.turn.Unlock()
+		s := d.store.Load()
+		if !s.Locked() && phase(d.phase.Load()) == phaseReady {
 			return nil
 		}
-		if err := d.slots.unlock(c.ctx, d.store.Load(), in.Slot, enclave.Auth{Secret: in.Secret, Shares: in.Shares}); err != nil {
+		if err := d.slots.unlock(c.ctx, s, in.Slot, enclave.Auth{Secret: in.Secret, Shares: in.Shares}); err != nil {
 			return err
 		}
 		return d.unlocked()
@@ -218,12 +253,19 @@ func handleSlotAdd(c *call) (proto.Message, error) {
 	defer clear(in.PIN)
 	d := c.daemon
 	reply := &proto.SlotAddReply{}
-	err = c.administrate(in.Enclave, func() error {
-		slot, secrets, err := d.slots.add(c.ctx, d.store.Load(), addParams{
+	err = c.change(in.Enclave, func() error {
+		store := d.store.Load()
+		slot, secrets, err := d.slots.add(c.ctx, store, addParams{
 			Enclave: in.Enclave, Label: in.Label, PIN: in.PIN, Threshold: in.Threshold, Shares: in.Shares,
 		})
+		if err != nil {
+			return err
+		}
+		if gone := c.Err(); gone != nil && len(secrets) > 0 { // nobody will ever see what opens this slot
+			return errors.Join(gone, d.slots.remove(context.WithoutCancel(c.ctx), store, slot.ID))
+		}
 		reply.Slot, reply.Secrets = slotReply(slotStatus{Slot: slot}), secrets
-		return err
+		return nil
 	})
 	if err != nil {
 		return nil, err
@@ -238,7 +280,7 @@ func handleSlotRemove(c *call) (proto.Message, error) {
 	}
 	defer wipe(in.Secret, in.Shares)
 	d := c.daemon
-	return nil, c.administrate("", func() error { return d.slots.remove(c.ctx, d.store.Load(), in.ID) })
+	return nil, c.change("", func() error { return d.slots.remove(c.ctx, d.store.Load(), in.ID) })
 }
 
 func handleSlotTest(c *call) (proto.Message, error) {
@@ -264,6 +306,6 @@ func slotReplies(in []slotStatus) []proto.Slot {
 func slotReply(s slotStatus) proto.Slot {
 	return proto.Slot{
 		ID: s.ID, Kind: s.Kind, Label: s.Label, Level: s.Level, Health: string(s.Health.State), Until: seconds(s.Health.Until),
-		Binding: s.Binding, Created: seconds(s.Created), Stale: s.Stale,
+		Binding: s.Binding, Created: seconds(s.Created),
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"slices"
 	"strings"
 
@@ -22,7 +23,7 @@ func handleRootRotate(c *call) (proto.Message, error) {
 		return nil, err
 	}
 	s := c.daemon.store.Load()
-	err := c.administrate("", func() error { return s.RotateRoot(c.ctx) })
+	err := c.change("", func() error { return s.RotateRoot(c.ctx) })
 	if err != nil {
 		return nil, err
 	}
@@ -35,7 +36,7 @@ func handleEpochRotate(c *call) (proto.Message, error) {
 	}
 	s := c.daemon.store.Load()
 	var progress keystore.Progress
-	err := c.administrate("", func() error { return s.RotateEpoch(c.ctx, &progress) })
+	err := c.change("", func() error { return s.RotateEpoch(c.ctx, &progress) })
 	if err != nil {
 		return nil, err
 	}
@@ -79,7 +80,7 @@ func handleStoreCompact(c *call) (proto.Message, error) {
 		return nil, err
 	}
 	s := c.daemon.store.Load()
-	if err := c.administrate("", func() error { return s.Compact(c.ctx) }); err != nil {
+	if err := c.change("", func() error { return s.Compact(c.ctx) }); err != nil {
 		return nil, err
 	}
 	return &proto.ProgressReply{Epoch: uint64(s.Info().Epoch)}, nil
@@ -88,6 +89,11 @@ func handleStoreCompact(c *call) (proto.Message, error) {
 // administrate carries out an act of administration, authorised and recorded.
 func (c *call) administrate(info string, f func() error) error {
 	return c.daemon.engine.Administrate(c.ctx, &c.session.who, c.request.Op, info, f)
+}
+
+// change is administrate for acts that change something: recorded before they are begun, and afterwards.
+func (c *call) change(info string, f func() error) error {
+	return c.daemon.engine.Change(c.ctx, &c.session.who, c.request.Op, info, f)
 }
 
 func handleBackupCreate(c *call) (proto.Message, error) {
@@ -111,7 +117,7 @@ func handleBackupCreate(c *call) (proto.Message, error) {
 		return nil, invalid("recipient: " + err.Error())
 	}
 	reply := &proto.BackupReply{Recipients: all}
-	err = c.administrate(strings.Join(all, " "), func() error {
+	err = c.change(strings.Join(all, " "), func() error {
 		if err := d.engine.FlushAudit(c.ctx); err != nil {
 			return err
 		}
@@ -143,6 +149,13 @@ func newBackupStream(s *keystore.Store, o keystore.BackupOptions) *backupStream 
 	ctx, cancel := context.WithCancel(context.Background())
 	r, w := io.Pipe()
 	go func() {
+		defer func() {
+			if p := recover(); p != nil {
+				text, stack := engine.DescribePanic(p)
+				slog.Error("the backup panicked", "panic", text, "stack", stack)
+				w.CloseWithError(engine.ErrInternal)
+			}
+		}()
 		_, err := s.Backup(ctx, w, o)
 		w.CloseWithError(err)
 	}()
@@ -221,7 +234,8 @@ func fillAudit(reply *proto.AuditTailReply, entries []audit.Entry, last bool) er
 		e := &entries[i]
 		list[i] = proto.AuditEntry{
 			Number: e.Number, Time: e.Time.UnixMilli(), Op: e.Op, Key: e.Key, Version: uint32(e.Version), UID: e.UID, PID: uint32(e.PID),
-			Principal: e.Principal, Via: e.Via, Allowed: e.Allowed, Code: e.Code, Detail: e.Detail, DetailID: e.DetailID, Epoch: e.PolicyEpoch,
+			Principal: e.Principal, Via: e.Via, Client: e.Client, Trace: e.Trace, Allowed: e.Allowed, Code: e.Code, Detail: e.Detail,
+			DetailID: e.DetailID, Epoch: e.PolicyEpoch,
 		}
 		encoded, err := proto.AppendParams(nil, &list[i])
 		if err != nil {

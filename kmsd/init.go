@@ -25,6 +25,7 @@ import (
 	"github.com/kmsd-project/kmsd/enclave/recovery"
 	"github.com/kmsd-project/kmsd/keystore"
 	"github.com/kmsd-project/kmsd/keystore/secmem"
+	"github.com/kmsd-project/kmsd/kmsd/audit"
 )
 
 const (
@@ -213,6 +214,9 @@ func (c *initCommand) checkFree() error {
 	} else if exists {
 		return hinted{fmt.Errorf("%w in %s", keystore.ErrStoreExists, c.stateDir), "use it as it is, or name another --state-dir"}
 	}
+	if err := foreignAudit(c.stateDir); err != nil {
+		return hinted{err, "move " + filepath.Join(c.stateDir, auditDir) + " away, and keep it: it can be read wherever its keystore can be opened"}
+	}
 	if c.recoveryOut == "" {
 		return nil
 	}
@@ -231,6 +235,19 @@ func (c *initCommand) checkFree() error {
 		fmt.Fprintln(c.errs, "warning: a recovery key beside its keystore protects nothing; move it away")
 	}
 	return nil
+}
+
+// auditDir is the directory of the audit log in the state directory.
+const auditDir = "audit"
+
+// foreignAudit refuses to make a keystore beside the audit log of another one: it could not be used, since only the keystore
+// that a log was begun with can go on with it.
+func foreignAudit(stateDir string) error {
+	known, err := audit.HasAuditor(filepath.Join(stateDir, auditDir))
+	if err == nil && known {
+		err = fmt.Errorf("%w: %s is the log of a keystore that is no longer here", audit.ErrKey, auditDir)
+	}
+	return err
 }
 
 // inside reports whether path is in the tree of dir.

@@ -49,7 +49,7 @@ func operations() map[string]operation {
 		proto.OpRandom:    {onBoth, whenReady, pool, handleRandom},
 		proto.OpBatch:     {onBoth, whenReady, disk, handleBatch},
 
-		proto.OpStreamBegin:  {onBoth, whenReady, pool, handleStreamBegin},
+		proto.OpStreamBegin:  {onBoth, whenReady, beginning, handleStreamBegin},
 		proto.OpStreamUpdate: {onBoth, whenReady, streamLane, handleStreamUpdate},
 		proto.OpStreamFinish: {onBoth, whenReady, inline, handleStreamFinish},
 		proto.OpStreamAbort:  {onBoth, whenReady, inline, handleStreamAbort},
@@ -74,6 +74,10 @@ func operations() map[string]operation {
 	}
 }
 
+// irrevocable reports whether an operation makes a secret that its answer alone carries: then no deadline and no cancel
+// answers before it.
+func irrevocable(op string) bool { return op == proto.OpInit || op == proto.OpSlotAdd }
+
 // The lanes of operations whose cost does not depend on the key.
 func inline(*call) lane { return laneInline }
 func pool(*call) lane   { return lanePool }
@@ -87,9 +91,9 @@ const smallData = 4 << 10
 // private is the lane of an operation with the private half of a key. A key that is not in the cache is loaded first; the
 // pool is the place for that, and the cost of one misplaced operation is bounded by it.
 func private(c *call) lane {
-	row, durable := c.mechanism()
+	row, waits := c.mechanism()
 	switch {
-	case durable:
+	case waits:
 		return laneStore
 	case row == nil:
 		return lanePool
@@ -103,12 +107,20 @@ func private(c *call) lane {
 
 // public is the lane of an operation with the public half of a key, which is quick for RSA too.
 func public(c *call) lane {
-	row, durable := c.mechanism()
+	row, waits := c.mechanism()
 	switch {
-	case durable:
+	case waits:
 		return laneStore
 	case row != nil && row.Cost == mechanism.CostCheap && len(c.request.Params) <= smallData:
 		return laneInline
+	}
+	return lanePool
+}
+
+// beginning keeps the reservation of invocations, which a stream begins with now and then, away from the pool.
+func beginning(c *call) lane {
+	if _, waits := c.mechanism(); waits {
+		return laneStore
 	}
 	return lanePool
 }
@@ -155,9 +167,9 @@ func rotating(c *call) lane {
 	return laneKeygen
 }
 
-// mechanism returns the mechanism of the key that the request names, if the key is in the cache, and whether its uses wait
+// mechanism returns the mechanism of the key that the request names, if the key is in the cache, and whether its use waits
 // for the disk.
-func (c *call) mechanism() (row *mechanism.Row, durable bool) {
+func (c *call) mechanism() (row *mechanism.Row, waits bool) {
 	c.named = proto.KeyRef{}
 	if proto.DecodeReply(c.request.Params, &c.named) != nil {
 		return nil, false
@@ -166,7 +178,7 @@ func (c *call) mechanism() (row *mechanism.Row, durable bool) {
 }
 
 // peek is mechanism for the key that ref names.
-func (c *call) peek(ref string) (row *mechanism.Row, durable bool) {
+func (c *call) peek(ref string) (row *mechanism.Row, waits bool) {
 	name, _, _ := strings.Cut(ref, "@")
-	return c.daemon.engine.Peek(keyspec.Name(name))
+	return c.daemon.engine.Peek(&c.session.who, c.request.Op, keyspec.Name(name))
 }

@@ -118,7 +118,7 @@ func TestWireError(t *testing.T) {
 		{fmt.Errorf("%w: suspended", engine.ErrState), proto.CodeState, "the state of the key does not allow this: suspended", ""},
 		{&engine.Traced{ID: "77", Err: engine.ErrInternal}, proto.CodeInternal, "internal error", "77"},
 		{&engine.Traced{ID: "78", Err: keystore.ErrDamaged}, proto.CodeDamaged, "the record is damaged", "78"},
-		{fmt.Errorf("%w: %w", engine.ErrAudit, audit.ErrStorage), proto.CodeStorage, "the act could not be recorded, so it was not carried out", ""},
+		{fmt.Errorf("%w: %w", engine.ErrAudit, audit.ErrStorage), proto.CodeStorage, "the act could not be recorded: its result is withheld", ""},
 		{errors.New("open /var/lib/secret: no such file"), proto.CodeInternal, "internal error", ""},
 		{&enclave.Error{Kind: enclave.ErrAbsent, Detail: "no token", Remedy: "put it back"}, proto.CodeAbsent, "no token: the device is not there; put it back", ""},
 		{&proto.Error{Code: proto.CodeBusy, Message: "busy"}, proto.CodeBusy, "busy", ""},

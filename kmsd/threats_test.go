@@ -483,7 +483,7 @@ func TestCanariesAreNowhere(t *testing.T) {
 		{proto.OpKeySet, &proto.KeySet{Key: key, Labels: map[string]string{"CANARYother": "CANARYvalue"}}},
 		{proto.OpKeyCreate, &proto.KeyCreate{Name: "CANARY bad name", Algorithm: "CANARYalgorithm", Usage: []string{"CANARYusage"}}},
 		{proto.OpKeyCreate, &proto.KeyCreate{Name: "CANARYapp/CANARYec", Algorithm: "ecdsa-p256", Usage: []string{"sign", "verify", "certify"}}},
-		{proto.OpKeyCreate, &proto.KeyCreate{Name: "CANARYapp/CANARYbridged", Algorithm: "ed25519", UsableVia: []string{"CANARYbridge"}}},
+		{proto.OpKeyCreate, &proto.KeyCreate{Name: "CANARYapp/CANARYbridged", Algorithm: "ed25519", UsableVia: []string{"native", "CANARYbridge"}}},
 		{proto.OpKeyGet, &proto.KeyRef{Key: "CANARYapp/CANARYmissing"}},
 		{proto.OpKeyList, &proto.KeyList{Prefix: "CANARYapp/CANARY"}},
 		{proto.OpKeyRevoke, &proto.KeyRevoke{Key: key, Reason: "CANARYreason"}},

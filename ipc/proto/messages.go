@@ -565,6 +565,8 @@ type AuditEntry struct {
 	PID       uint32
 	Principal string
 	Via       string
+	Client    string // what the caller's software calls itself
+	Trace     string // of the request
 	Allowed   bool
 	Code      string // ok, or the wire code of the error
 	Detail    string

@@ -49,7 +49,7 @@ func entry(i int) *Entry {
 	return &Entry{
 		Time: time.UnixMilli(1_700_000_000_000 + int64(i)), Op: "sign", Key: "REGISTRATION/" + strconv.Itoa(i), Version: 3,
 		UID: 1000, PID: 4711, Principal: "owner", Allowed: i%2 == 0, Code: "ok", Detail: "d" + strconv.Itoa(i),
-		DetailID: "id", Via: "bridge", PolicyEpoch: 99,
+		DetailID: "id", Via: "bridge", Client: "kmsctl 1", Trace: "t" + strconv.Itoa(i), PolicyEpoch: 99,
 	}
 }
 
@@ -144,7 +144,7 @@ func fileSize(t *testing.T, path string) int64 {
 
 func TestLongestEntry(t *testing.T) {
 	long := strings.Repeat("x", 5000)
-	b := appendEntry(nil, &Entry{Op: long, Key: long, Principal: long, Via: long, Code: long, DetailID: long, Detail: long}, 1)
+	b := appendEntry(nil, &Entry{Op: long, Key: long, Principal: long, Via: long, Client: long, Trace: long, Code: long, DetailID: long, Detail: long}, 1)
 	if len(b) != maxEntry {
 		t.Fatalf("%d bytes, want %d", len(b), maxEntry)
 	}
@@ -873,7 +873,7 @@ func FuzzEntry(f *testing.F) {
 		again, tag2, err := parseEntry(appendEntry(nil, &e, tag))
 		again.Time, e.Time = time.Time{}, time.Time{}
 		if err != nil || tag2 != tag || again != e && len(e.Detail) < 400 && len(e.Op) <= maxOp && len(e.Key) <= maxKey &&
-			len(e.Principal) <= maxPrincipal && len(e.Via) <= maxVia && len(e.Code) <= maxCode && len(e.DetailID) <= maxDetailID {
+			len(e.Principal) <= maxPrincipal && len(e.Via) <= maxVia && len(e.Client) <= maxClient && len(e.Trace) <= maxTrace && len(e.Code) <= maxCode && len(e.DetailID) <= maxDetailID {
 			t.Fatalf("%+v became %+v (%v)", e, again, err)
 		}
 	})

@@ -49,6 +49,12 @@ func readAuditor(dir string) (hpke.PublicKey, error) {
 	return key, nil
 }
 
+// HasAuditor reports whether the log in dir has been begun with some auditor's key.
+func HasAuditor(dir string) (bool, error) {
+	key, err := readAuditor(dir)
+	return key != nil, err
+}
+
 func writeAuditor(dir string, key hpke.PublicKey) error {
 	text := auditorHead + base64.StdEncoding.EncodeToString(key.Bytes()) + "\n"
 	return writeFile(filepath.Join(dir, auditorFile), []byte(text))

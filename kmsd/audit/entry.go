@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"time"
+	"unicode/utf8"
 
 	"github.com/kmsd-project/kmsd/keystore/keyspec"
 )
@@ -19,6 +20,8 @@ type Entry struct {
 	PID         int32
 	Principal   string // the name policy gives to the caller
 	Via         string // the bridge the caller came through, empty for none
+	Client      string // what the caller's software calls itself: a claim
+	Trace       string // what the caller wants to find the request by: a claim
 	Allowed     bool
 	Code        string // "ok" or the wire code of the error
 	Detail      string // for people; may tell what the caller was not told
@@ -35,6 +38,8 @@ const (
 	maxKey       = keyspec.MaxRef
 	maxPrincipal = 64
 	maxVia       = 64
+	maxClient    = 64
+	maxTrace     = 64
 	maxCode      = 32
 	maxDetailID  = 32
 )
@@ -50,8 +55,8 @@ const entryFormat = 1
 // from.
 //
 //	u8 format | u64 tag | i64 time in ms | u32 version | u32 uid | i32 pid | u8 allowed | u64 policy epoch
-//	then op, key, principal, via, code, detail id, detail: each u16 length and bytes
-//	then 0x80 and zeros up to a multiple of 192
+//	then op, key, principal, via, client, trace, code, detail id, detail: each u16 length and bytes
+//	then 0x80 and zeros up to a multiple of block
 func appendEntry(dst []byte, e *Entry, tag uint64) []byte {
 	start := len(dst)
 	dst = append(dst, entryFormat)
@@ -70,6 +75,8 @@ func appendEntry(dst []byte, e *Entry, tag uint64) []byte {
 	dst = appendField(dst, e.Key, maxKey)
 	dst = appendField(dst, e.Principal, maxPrincipal)
 	dst = appendField(dst, e.Via, maxVia)
+	dst = appendField(dst, e.Client, maxClient)
+	dst = appendField(dst, e.Trace, maxTrace)
 	dst = appendField(dst, e.Code, maxCode)
 	dst = appendField(dst, e.DetailID, maxDetailID)
 	dst = appendField(dst, e.Detail, maxEntry-(len(dst)-start)-len("\x00\x00\x80"))
@@ -81,7 +88,12 @@ func appendEntry(dst []byte, e *Entry, tag uint64) []byte {
 }
 
 func appendField(dst []byte, s string, limit int) []byte {
-	s = s[:min(len(s), limit)]
+	if len(s) > limit {
+		for limit > 0 && !utf8.RuneStart(s[limit]) {
+			limit--
+		}
+		s = s[:limit]
+	}
 	dst = binary.BigEndian.AppendUint16(dst, uint16(len(s)))
 	return append(dst, s...)
 }
@@ -100,7 +112,7 @@ func parseEntry(b []byte) (e Entry, tag uint64, err error) {
 	e.Allowed = b[29] == 1
 	e.PolicyEpoch = binary.BigEndian.Uint64(b[30:])
 	b = b[fixed:]
-	for _, s := range [...]*string{&e.Op, &e.Key, &e.Principal, &e.Via, &e.Code, &e.DetailID, &e.Detail} {
+	for _, s := range [...]*string{&e.Op, &e.Key, &e.Principal, &e.Via, &e.Client, &e.Trace, &e.Code, &e.DetailID, &e.Detail} {
 		if len(b) < 2 {
 			return Entry{}, 0, errEntry
 		}

@@ -123,7 +123,8 @@ func (e *Engine) metadata(s *keystore.Store, name keyspec.Name, now time.Time) (
 	return key, nil
 }
 
-// changed makes the caches forget keys after a commit, whether it went well or not.
+// changed makes the caches forget keys after a commit, whether it went well or not, and what is parsed of versions that were
+// taken out of use.
 //
 // Invariant: the generation grows before the entries are dropped, so that what was read before the commit cannot come
 // back behind it.
@@ -132,10 +133,14 @@ func (e *Engine) changed(changes []keystore.Change) {
 	for i := range changes {
 		c := &changes[i]
 		e.keys.drop(c.Key.Name)
-		for _, v := range c.Erase {
-			ref := keyspec.Ref{Name: c.Key.Name, Version: v}
-			e.secrets.drop(ref)
-			e.publics.drop(ref)
+		for j := range c.Key.Versions {
+			v := &c.Key.Versions[j]
+			if v.State == keyspec.Suspended || v.State == keyspec.Compromised || v.State == keyspec.Destroyed || !v.Revoked.IsZero() || !v.DestroyAt.IsZero() {
+				ref := keyspec.Ref{Name: c.Key.Name, Version: v.Number}
+				e.secrets.drop(ref)
+				e.publics.drop(ref)
+				e.touch() // the janitor has the remains collected
+			}
 		}
 	}
 }

@@ -1,6 +1,10 @@
 package engine
 
-import "github.com/kmsd-project/kmsd/policy"
+import (
+	"context"
+
+	"github.com/kmsd-project/kmsd/policy"
+)
 
 // Caller is who asks, as the kernel describes it.
 type Caller struct {
@@ -10,6 +14,18 @@ type Caller struct {
 	Unit     string // systemd unit, empty when there is none
 	Admin    bool   // connected to the admin socket
 	Via      string // the bridge the caller came through, empty for none
+	Client   string // what its software calls itself, for the audit
+}
+
+// native is the word of a key's UsableVia for callers that came through no bridge.
+const native = "native"
+
+// TraceKey is the key of the context value, a string, by which the caller wants to find its request in the audit.
+type TraceKey struct{}
+
+func trace(ctx context.Context) string {
+	s, _ := ctx.Value(TraceKey{}).(string)
+	return s
 }
 
 func (c *Caller) facts() policy.Facts {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	"github.com/kmsd-project/kmsd/keystore"
 	"github.com/kmsd-project/kmsd/keystore/keyspec"
@@ -29,6 +30,7 @@ type counters struct {
 type blockOf struct {
 	mu        sync.Mutex
 	next, end uint64
+	left      atomic.Bool // next is before end
 }
 
 // maxBlocks bounds the map; beyond it blocks are lost, at random.
@@ -54,6 +56,14 @@ func (c *counters) block(ref keyspec.Ref) *blockOf {
 	return b
 }
 
+// spent reports whether the next use of a key version has to reserve a block, or to wait for somebody who does.
+func (c *counters) spent(ref keyspec.Ref) bool {
+	c.mu.Lock()
+	b := c.blocks[ref]
+	c.mu.Unlock()
+	return b == nil || !b.left.Load()
+}
+
 // countInvocation counts one use of the AEAD key in use, or returns an error that wraps ErrExhausted.
 func (u *use) countInvocation() error {
 	b := u.counters.block(keyspec.Ref{Name: u.key.Name, Version: u.version.Number})
@@ -67,6 +77,7 @@ func (u *use) countInvocation() error {
 		b.next, b.end = first, end
 	}
 	b.next++
+	b.left.Store(b.next < b.end)
 	return nil
 }
 

@@ -76,8 +76,8 @@ func (e *Engine) create(ctx context.Context, c *Caller, a *act, n *NewKey, origi
 		if len(requestKey) > MaxRequestKey {
 			return fmt.Errorf("%w: request key over %d bytes", ErrInput, MaxRequestKey)
 		}
-		defer e.writers.lock(n.Name)()
-		// Making the material may take a second: know early whether the name is free.
+		// Making the material may take a second: know early whether the name is free, and hold nobody up meanwhile. The
+		// commit asks again.
 		if _, err := u.store.Get(n.Name); len(requestKey) == 0 && err == nil {
 			return keystore.ErrExists
 		}

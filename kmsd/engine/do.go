@@ -20,17 +20,19 @@ import (
 
 // act is what a caller asks for.
 type act struct {
-	op    string
-	ref   keyspec.Ref        // the key, or the zero Ref
-	usage keyspec.Usage      // what the key is put to; empty for an act on the key itself, or on none
-	or    keyspec.Usage      // a usage that will do as well, or empty
-	also  []keyspec.Name     // further keys that policy has to allow
-	list  string             // for key_list: the namespace
-	head  *ciphertext.Header // what is to be decrypted: with an AEAD key it names the version, when ref does not
-	admin bool               // administration of the daemon or the store
-	sync  bool               // on disk in the audit before the reply
-	quiet bool               // success is not recorded
-	info  string             // for the audit
+	op     string
+	ref    keyspec.Ref        // the key, or the zero Ref
+	usage  keyspec.Usage      // what the key is put to; empty for an act on the key itself, or on none
+	or     keyspec.Usage      // a usage that will do as well, or empty
+	also   []keyspec.Name     // further keys that policy has to allow
+	list   string             // for key_list: the namespace
+	head   *ciphertext.Header // what is to be decrypted: with an AEAD key it names the version, when ref does not
+	admin  bool               // administration of the daemon or the store
+	sync   bool               // on disk in the audit before the reply
+	twice  bool               // recorded on disk before it is begun, and its outcome afterwards
+	always bool               // carried out even if that cannot be recorded
+	quiet  bool               // success is not recorded
+	info   string             // for the audit
 }
 
 // use is an act under way.
@@ -80,6 +82,11 @@ func (u *use) run(operate func(u *use) error) error {
 				return err
 			}
 		}
+		if u.act.twice {
+			if err = u.announce(); err != nil {
+				return err
+			}
+		}
 		return operate(u)
 	})
 }
@@ -89,16 +96,22 @@ func (u *use) protect(f func() error) (err error) {
 	defer func() {
 		if r := recover(); r != nil {
 			u.panics.Add(1)
-			u.log.Error("operation panicked", "op", u.act.op, "panic", panicText(r), "stack", stack())
-			u.detail = "panic: " + panicText(r)
+			text, stack := DescribePanic(r)
+			u.log.Error("operation panicked", "op", u.act.op, "panic", text, "stack", stack)
+			u.detail = "panic: " + text
 			err = ErrInternal
 		}
 	}()
 	return f()
 }
 
-// stack returns the functions on the stack of a panic, without their arguments, which a traceback would show.
-func stack() string {
+// DescribePanic says what a deferred function has recovered: without the value, which could hold anything, unless it is an
+// error of the runtime; and the functions on the stack without their arguments, which a traceback would show.
+func DescribePanic(r any) (text, stack string) {
+	text = fmt.Sprintf("%T", r)
+	if err, ok := r.(interface{ RuntimeError() }); ok {
+		text = fmt.Sprint(err)
+	}
 	var pcs [32]uintptr
 	frames := runtime.CallersFrames(pcs[:runtime.Callers(4, pcs[:])])
 	var b strings.Builder
@@ -106,17 +119,9 @@ func stack() string {
 		f, more := frames.Next()
 		fmt.Fprintf(&b, "%s:%d ", f.Function, f.Line)
 		if !more {
-			return b.String()
+			return text, b.String()
 		}
 	}
-}
-
-// panicText describes a panic without the value, which could hold anything, unless it is an error of the runtime.
-func panicText(r any) string {
-	if err, ok := r.(interface{ RuntimeError() }); ok {
-		return fmt.Sprint(err)
-	}
-	return fmt.Sprintf("%T", r)
 }
 
 // authorise asks the policy about every name of the act.
@@ -151,6 +156,9 @@ func (u *use) load() error {
 		return err
 	}
 	u.key = key
+	if err := reachable(key, u.caller); err != nil {
+		return err
+	}
 	if h := u.act.head; h != nil && isAEAD(key.Algorithm) {
 		err = u.follow(h)
 	} else {
@@ -205,6 +213,12 @@ func (u *use) record(err error) error {
 			entry.Detail = err.Error()
 		}
 	}
+	if u.act.twice {
+		if !errors.Is(err, ErrUnrecorded) { // then there was nothing
+			u.conclude(&entry)
+		}
+		return told
+	}
 	var failed error
 	if u.act.sync || u.key != nil && u.key.Durable {
 		failed = u.audit.AppendDurable(u.ctx, &entry)
@@ -217,10 +231,54 @@ func (u *use) record(err error) error {
 	return told
 }
 
+// Times that the record of an act of administration may take.
+const (
+	announceTime = 10 * time.Second
+	concludeTime = 5 * time.Second
+)
+
+// announce has it on disk that the act is about to be carried out. If that cannot be, the act is not.
+//
+// Before there is a keystore there is no auditor to encrypt to: then the entry waits in memory for the making of both.
+func (u *use) announce() error {
+	entry := u.entry(nil)
+	entry.Code = "begun"
+	limit := announceTime
+	if u.act.always {
+		limit = time.Second
+	}
+	ctx, cancel := context.WithTimeout(u.ctx, limit)
+	defer cancel()
+	err := u.audit.AppendDurable(ctx, &entry)
+	if errors.Is(err, audit.ErrLocked) {
+		err = u.audit.Append(&entry)
+	}
+	switch {
+	case err == nil:
+		return nil
+	case u.act.always:
+		u.log.Error("an act was carried out that could not be recorded", "op", u.act.op, "error", err)
+		return nil
+	case u.ctx.Err() != nil:
+		return u.ctx.Err()
+	}
+	return fmt.Errorf("%w: %w", ErrUnrecorded, err)
+}
+
+// conclude records the outcome of an act that was announced. The act is done, its result may be the only one of its kind,
+// and that it was begun is on disk: so whatever happens here, the caller gets what it has asked for.
+func (u *use) conclude(entry *audit.Entry) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(u.ctx), concludeTime)
+	defer cancel()
+	if err := u.audit.AppendDurable(ctx, entry); err != nil {
+		u.log.Error("the outcome of an act is not in the audit yet", "op", u.act.op, "code", entry.Code, "error", err)
+	}
+}
+
 func (u *use) entry(told error) audit.Entry {
 	entry := audit.Entry{
 		Time: u.now, Op: u.act.op, Key: string(u.act.ref.Name), Version: u.act.ref.Version, UID: u.caller.UID, PID: u.caller.PID,
-		Principal: u.decision.Principal, Via: u.caller.Via, Allowed: u.decision.Allowed, Code: "ok",
+		Principal: u.decision.Principal, Via: u.caller.Via, Client: u.caller.Client, Trace: trace(u.ctx), Allowed: u.decision.Allowed, Code: "ok",
 		Detail: u.detail, PolicyEpoch: u.PolicyEpoch(),
 	}
 	if u.version != nil {
@@ -286,6 +344,18 @@ func (e *Engine) Administrate(ctx context.Context, c *Caller, op, info string, f
 	return e.do(ctx, c, &act{op: op, admin: true, sync: true, info: info}, func(*use) error { return f() })
 }
 
+// Change is Administrate for an act that changes the daemon or the store. That it is about to be carried out is recorded on
+// disk before f is called, or f is not called and the error wraps ErrUnrecorded; whatever comes of recording the outcome, the
+// error returned is that of f.
+func (e *Engine) Change(ctx context.Context, c *Caller, op, info string, f func() error) error {
+	return e.do(ctx, c, &act{op: op, admin: true, twice: true, info: info}, func(*use) error { return f() })
+}
+
+// ChangeAlways is Change for an act that is not to be hindered by a disk that is full.
+func (e *Engine) ChangeAlways(ctx context.Context, c *Caller, op, info string, f func() error) error {
+	return e.do(ctx, c, &act{op: op, admin: true, twice: true, always: true, info: info}, func(*use) error { return f() })
+}
+
 // Inspect authorises an act of administration that shows nothing but counts and digests, and carries it out. Only a
 // refusal is recorded, so that watching leaves no trail of its own.
 func (e *Engine) Inspect(ctx context.Context, c *Caller, op string, f func() error) error {
@@ -303,10 +373,11 @@ func (e *Engine) note(op, detail string) error {
 const daemonName = "kmsd"
 
 // Refused records a request that was refused before it reached an operation, such as one made while the keystore is
-// locked.
-func (e *Engine) Refused(c *Caller, op string, err error) {
-	u := use{Engine: e, ctx: context.Background(), caller: c, act: &act{op: op}, now: e.now()}
+// locked. When too much waits to be written already it is only counted, in the audit's own statistics.
+func (e *Engine) Refused(ctx context.Context, c *Caller, op, detail string, err error) {
+	u := use{Engine: e, ctx: ctx, caller: c, act: &act{op: op}, now: e.now()}
+	u.decision.Principal = e.Principal(c)
 	entry := u.entry(err)
-	entry.Detail = err.Error()
+	entry.Detail = detail
 	e.audit.Append(&entry)
 }

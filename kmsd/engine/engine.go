@@ -60,6 +60,8 @@ type Engine struct {
 	tests    tests
 
 	generation atomic.Uint64 // of what the store holds, as far as the caches are concerned
+	erasure    erasure
+	check      atomic.Pointer[Check]
 	unlocks    atomic.Uint64 // grows when the keystore is locked; streams of before are over
 	activity   atomic.Uint64 // grows with every use of key material
 	asleep     atomic.Bool   // the janitor waits for activity
@@ -68,6 +70,7 @@ type Engine struct {
 	wakeJanitor   chan struct{}
 	wakeCopier    chan struct{}
 	wakeScheduler chan struct{}
+	wakeChecker   chan struct{}
 }
 
 // New returns an Engine. Run has to be called for what happens without a caller.
@@ -77,6 +80,7 @@ func New(c Config) *Engine {
 		wakeJanitor:   make(chan struct{}, 1),
 		wakeCopier:    make(chan struct{}, 1),
 		wakeScheduler: make(chan struct{}, 1),
+		wakeChecker:   make(chan struct{}, 1),
 	}
 	if e.log == nil {
 		e.log = slog.New(slog.DiscardHandler)
@@ -126,6 +130,7 @@ func (e *Engine) Unlocked() error {
 	e.touch()
 	signal(e.wakeCopier)
 	signal(e.wakeScheduler)
+	signal(e.wakeChecker)
 	info := s.Info()
 	return e.note("keystore_open", fmt.Sprintf("store %x instance %x epoch %d", info.StoreID, info.InstanceID, info.Epoch))
 }
@@ -214,16 +219,18 @@ func signal(c chan struct{}) {
 }
 
 // Run does what happens without a caller, until ctx is done: it copies recorded acts from the outbox to the audit log,
-// carries out due destructions, forgets idle keys and has their remains collected, and tests mechanisms.
+// carries out due destructions and erasures, checks a store that was not stopped properly, forgets idle keys and has their
+// remains collected, and tests mechanisms.
 func (e *Engine) Run(ctx context.Context) {
 	done := make(chan struct{})
-	for _, f := range []func(context.Context){e.runCopier, e.runScheduler, e.runJanitor, e.tests.runAll} {
+	tasks := []func(context.Context){e.runCopier, e.runScheduler, e.runChecker, e.runJanitor, e.tests.runAll}
+	for _, f := range tasks {
 		go func() {
 			defer func() { done <- struct{}{} }()
 			f(ctx)
 		}()
 	}
-	for range 4 {
+	for range tasks {
 		<-done
 	}
 }

@@ -112,6 +112,28 @@ func (h *house) restart() {
 	h.start(s)
 }
 
+// unclean closes everything as a loss of power would: the note that the database was changed stays.
+func (h *house) unclean() {
+	h.t.Helper()
+	note := filepath.Join(h.dir, "dirty")
+	h.restart()
+	if err := h.Engine.store.Load().Close(); err != nil {
+		h.t.Fatal(err)
+	}
+	h.log.Close()
+	if err := os.WriteFile(note, nil, 0o600); err != nil {
+		h.t.Fatal(err)
+	}
+	s, err := keystore.Open(h.t.Context(), h.config())
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	if err := s.Unlock(h.t.Context(), 1, bytes.Repeat([]byte{1}, 32)); err != nil {
+		h.t.Fatal(err)
+	}
+	h.start(s)
+}
+
 func (h *house) create(name string, a keyspec.Algorithm, usages ...keyspec.Usage) *keystore.Key {
 	h.t.Helper()
 	key, err := h.Create(h.t.Context(), h.app, &NewKey{Name: keyspec.Name(name), Algorithm: a, Usages: usages, Exportable: true}, nil)
@@ -469,6 +491,13 @@ func TestDestroyNow(t *testing.T) {
 	before := h.store.Load().Info().Epoch
 	key, err := h.DestroyNow(t.Context(), h.app, ref(t, "APP/s"))
 	if err != nil || key.Versions[0].State != keyspec.Destroyed {
+		t.Fatalf("%+v %v", key, err)
+	}
+	if info := h.store.Load().Info(); info.Epoch != before || info.ErasurePending != 1 {
+		t.Errorf("an application began epoch %d; %d pending", info.Epoch, info.ErasurePending)
+	}
+	h.create("APP/t", keyspec.Ed25519)
+	if key, err = h.DestroyNow(t.Context(), h.admin, ref(t, "APP/t")); err != nil || key.Versions[0].State != keyspec.Destroyed {
 		t.Fatalf("%+v %v", key, err)
 	}
 	if info := h.store.Load().Info(); info.Epoch == before || info.ErasurePending != 0 {

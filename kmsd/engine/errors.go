@@ -18,6 +18,7 @@ var (
 	ErrLocked       = errors.New("the keystore is locked")
 	ErrStream       = errors.New("the stream is not open for this")
 	ErrAudit        = errors.New("the act could not be recorded")
+	ErrUnrecorded   = errors.New("the act could not be recorded, so it was not carried out")
 	ErrInternal     = errors.New("internal error")
 )
 

@@ -243,14 +243,19 @@ func (e *Engine) Destroy(ctx context.Context, c *Caller, ref keyspec.Ref, delay 
 	return key, err
 }
 
-// DestroyNow destroys versions at once and begins a new epoch of the keystore, after which no byte of theirs is left in
-// its file. That takes a while in a large store.
+// DestroyNow destroys versions at once. On the admin socket it also begins a new epoch of the keystore, after which no byte of
+// theirs is left in its file. That takes a while in a large store, so others wait for the next erasure that the daemon carries
+// out by itself.
 func (e *Engine) DestroyNow(ctx context.Context, c *Caller, ref keyspec.Ref) (*keystore.Key, error) {
 	key, err := e.edit(ctx, c, "key_destroy", ref, "now", func(u *use, _ *keystore.Key, v *keystore.Version, ch *keystore.Change) (bool, error) {
 		return destroy(v, ch), nil
 	})
 	if err != nil {
 		return nil, err
+	}
+	if !c.Admin {
+		signal(e.wakeScheduler)
+		return key, nil
 	}
 	s, err := e.opened()
 	if err != nil {
@@ -344,6 +349,12 @@ func (e *Engine) Rotate(ctx context.Context, c *Caller, name keyspec.Name, notBe
 	err = e.do(ctx, c, &act{op: "key_rotate", ref: keyspec.Ref{Name: name}}, func(u *use) error {
 		key, err := u.metadata(u.store, name, u.now)
 		if err != nil {
+			return err
+		}
+		// A rehearsal on a copy, before a second is spent on a search for primes.
+		rehearsal := *key
+		rehearsal.Versions = slices.Clone(key.Versions)
+		if _, err := u.rotated(&rehearsal, nil, nil, notBefore, expires, noExpiry); err != nil {
 			return err
 		}
 		row, err := mechanism.Lookup(key.Algorithm)

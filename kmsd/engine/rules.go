@@ -1,9 +1,11 @@
 package engine
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/kmsd-project/kmsd/keystore"
@@ -63,6 +65,14 @@ func stateAt(key *keystore.Key, v *keystore.Version, now time.Time) keyspec.Stat
 		return keyspec.Deactivated
 	}
 	return keyspec.Active
+}
+
+// reachable refuses uses of a key that come another way than it was made for.
+func reachable(key *keystore.Key, c *Caller) error {
+	if len(key.UsableVia) == 0 || slices.Contains(key.UsableVia, cmp.Or(c.Via, native)) {
+		return nil
+	}
+	return fmt.Errorf("%w: usable only via %s", ErrUsage, strings.Join(key.UsableVia, ", "))
 }
 
 // permit asks the rules of the key itself whether a version may be put to a usage now. The order of the questions decides

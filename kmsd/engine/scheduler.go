@@ -71,7 +71,11 @@ func (e *Engine) Settle(ctx context.Context) (next time.Time, err error) {
 			}
 		}
 		if after = following; after == nil {
-			return next, nil
+			due, err := e.erase(ctx, s)
+			if !due.IsZero() && due.Before(next) {
+				next = due
+			}
+			return next, err
 		}
 		select {
 		case <-ctx.Done():

@@ -6,6 +6,7 @@ import (
 
 	"github.com/kmsd-project/kmsd/keystore/keyspec"
 	"github.com/kmsd-project/kmsd/kmsd/mechanism"
+	"github.com/kmsd-project/kmsd/policy"
 )
 
 // Sign signs in and appends the signature to dst. An empty scheme or encoding means the default.
@@ -104,9 +105,16 @@ func (e *Engine) MACVerify(ctx context.Context, c *Caller, ref keyspec.Ref, data
 	return v, err
 }
 
-// Peek returns the mechanism of a key that is in the cache, or nil, and whether each of its uses waits for the disk: what it
-// takes to choose a lane. It asks nobody and tells the caller nothing.
-func (e *Engine) Peek(name keyspec.Name) (row *mechanism.Row, durable bool) {
+// Peek returns the mechanism of a key that is in the cache, or nil, and whether this use of it will wait for the disk: what it
+// takes to choose a lane.
+//
+// Invariant: for a key that the caller has no grant for it returns the same as for one that does not exist, since the time
+// that an answer takes depends on the lane.
+func (e *Engine) Peek(c *Caller, op string, name keyspec.Name) (row *mechanism.Row, waits bool) {
+	r := policy.Request{Caller: c.facts(), Operation: op, Name: name}
+	if !policy.Decide(e.policy.Load(), &r).Allowed {
+		return nil, false
+	}
 	key, ok := e.keys.peek(name)
 	if !ok {
 		return nil, false
@@ -115,7 +123,14 @@ func (e *Engine) Peek(name keyspec.Name) (row *mechanism.Row, durable bool) {
 	if err != nil {
 		return nil, false
 	}
-	return row, key.Durable
+	waits = key.Durable
+	if row.Kind == mechanism.KindAEAD && !waits {
+		switch op {
+		case "encrypt", "rewrap", "data_key", "stream_begin":
+			waits = e.counters.spent(keyspec.Ref{Name: name, Version: current(key, e.now())})
+		}
+	}
+	return row, waits
 }
 
 // errAEAD says that the key has no cipher.

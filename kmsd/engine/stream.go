@@ -5,6 +5,7 @@ import (
 	"crypto/hmac"
 	"fmt"
 	"hash"
+	"strings"
 	"sync"
 
 	"github.com/kmsd-project/kmsd/client/ciphertext"
@@ -25,6 +26,7 @@ type Stream struct {
 	caller Caller
 	op     string
 	ref    keyspec.Ref
+	trace  string
 
 	Version keyspec.Version
 	Head    []byte // of the ciphertext, for encrypt
@@ -44,7 +46,7 @@ type Stream struct {
 func (e *Engine) BeginStream(ctx context.Context, c *Caller, op string, ref keyspec.Ref, aad, mac, head []byte) (s *Stream, err error) {
 	a := act{op: op, ref: ref, info: "stream"}
 	var open func(*use) error
-	s = &Stream{engine: e, caller: *c, op: op, ref: ref, lock: e.unlocks.Load()}
+	s = &Stream{engine: e, caller: *c, op: op, ref: ref, trace: strings.Clone(trace(ctx)), lock: e.unlocks.Load()}
 	switch op {
 	case "encrypt":
 		a.usage = keyspec.Encrypt
@@ -146,6 +148,7 @@ func (s *Stream) Update(n uint64, data, dst []byte) (out []byte, err error) {
 			s.failed(err)
 		}
 	}()
+	defer s.protect(&err)
 	switch {
 	case n != s.chunk:
 		return nil, fmt.Errorf("%w: chunk %d came, %d was expected", ErrStream, n, s.chunk)
@@ -181,6 +184,7 @@ func (s *Stream) Finish(dst []byte) (out []byte, err error) {
 			s.failed(err)
 		}
 	}()
+	defer s.protect(&err)
 	switch {
 	case s.sealer != nil:
 		return s.sealer.Finish(dst)
@@ -220,9 +224,19 @@ func (s *Stream) end() {
 	s.sealer, s.opener, s.mac, s.want = nil, nil, nil, nil
 }
 
+// protect turns a panic into ErrInternal, as use.protect does for other operations.
+func (s *Stream) protect(err *error) {
+	if r := recover(); r != nil {
+		s.engine.panics.Add(1)
+		text, stack := DescribePanic(r)
+		s.engine.log.Error("stream panicked", "op", s.op, "panic", text, "stack", stack)
+		*err = ErrInternal
+	}
+}
+
 // failed records that a stream that was begun did not end well.
 func (s *Stream) failed(err error) {
-	u := use{Engine: s.engine, ctx: context.Background(), caller: &s.caller, act: &act{op: s.op, ref: s.ref, info: "end of stream"}, now: s.engine.now()}
+	u := use{Engine: s.engine, ctx: context.WithValue(context.Background(), TraceKey{}, s.trace), caller: &s.caller, act: &act{op: s.op, ref: s.ref, info: "end of stream"}, now: s.engine.now()}
 	u.act.ref.Version = s.Version
 	u.decision.Allowed, u.decision.Principal = true, s.engine.Principal(&s.caller)
 	u.record(err)

@@ -27,6 +27,9 @@ func (e *Engine) Wrap(ctx context.Context, c *Caller, ref, target keyspec.Ref) (
 		if err != nil {
 			return err
 		}
+		if err := reachable(key, c); err != nil {
+			return err
+		}
 		if !key.Exportable {
 			return fmt.Errorf("%w: %s is not exportable", ErrUsage, target.Name)
 		}
