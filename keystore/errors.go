@@ -15,6 +15,7 @@ var (
 	ErrLocked      = errors.New("the keystore is locked")
 	ErrDamaged     = errors.New("the keystore is damaged")
 	ErrRollback    = errors.New("the keystore was put back to an older state")
+	ErrForeign     = errors.New("the slot was enrolled for another keystore: these files are not the ones it was made for")
 	ErrNewer       = errors.New("written by a newer release")
 	ErrNoStore     = errors.New("there is no keystore")
 	ErrStoreExists = errors.New("there is a keystore already")
