@@ -541,14 +541,3 @@ func (cl *call) release() {
 	*cl = call{wake: cl.wake, timer: cl.timer}
 	calls.Put(cl)
 }
-
-// forget gives up a call whose caller does not wait for it.
-func (cn *conn) forget(cl *call) {
-	cn.mu.Lock()
-	defer cn.mu.Unlock()
-	if cl.done {
-		return
-	}
-	delete(cn.pending, cl.id)
-	<-cn.slots
-}

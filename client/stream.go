@@ -12,26 +12,30 @@ import (
 
 // stream is a stream in the daemon, with up to a window of chunks in flight. It is not safe for concurrent use.
 //
-// A chunk is sent by a goroutine of its own while the caller receives answers: a daemon that is blocked writing an
-// answer does not read, so whoever only writes to it would wait for ever. The goroutine ends with the send.
+// Each chunk in flight has a goroutine that sends it and then waits for its answer, so that answers are read whatever the
+// caller does meanwhile: the daemon gives up on a client that leaves them unread, and while it is blocked writing one it
+// does not read either. The goroutine ends with the answer.
 type stream struct {
 	ctx    context.Context
+	cancel context.CancelFunc
 	conn   *conn
 	id     uint64
 	head   []byte // what stream_begin gave
 	size   int    // of a chunk
 	window int
 
-	next    uint64
-	sending chan sent // has one answer while a chunk is being sent, else nil
-	flying  []*call
-	output  func([]byte) error
-	err     error
+	next   uint64
+	flying []*chunk // oldest first
+	output func([]byte) error
+	err    error
 }
 
-type sent struct {
-	call *call
-	err  error
+// chunk is a stream_update on its way.
+type chunk struct {
+	sent  chan struct{} // closed when it has been handed to the kernel, or cannot be
+	done  chan struct{} // closed when it has been answered
+	reply proto.StreamData
+	err   error
 }
 
 // beginStream opens a stream on the present connection. It is repeated like any call, but once it is open the stream
@@ -72,75 +76,60 @@ func (c *Client) tryStream(ctx context.Context, begin *proto.StreamBegin) (*stre
 	if n := int(cn.server.Limits.StreamWindow); n > 0 {
 		window = min(window, n)
 	}
+	ctx, cancel := context.WithCancel(ctx)
 	return &stream{
-		ctx: ctx, conn: cn, id: reply.Stream, head: reply.Data, size: size, window: window,
+		ctx: ctx, cancel: cancel, conn: cn, id: reply.Stream, head: reply.Data, size: size, window: window,
 		output: func([]byte) error { return nil },
 	}, nil
 }
 
 // push sends a chunk of at most size bytes, which must not be changed until the next push or finish has returned. It
 // gives what has been answered to output.
-func (s *stream) push(chunk []byte) error {
-	if err := s.settle(); err != nil {
-		return err
+func (s *stream) push(data []byte) error {
+	if s.err != nil {
+		return s.err
 	}
+	s.settle()
 	for len(s.flying) >= s.window {
 		if err := s.receive(); err != nil {
 			return err
 		}
 	}
-	p := &proto.StreamUpdate{Stream: s.id, Chunk: s.next, Data: chunk}
+	c := &chunk{sent: make(chan struct{}), done: make(chan struct{})}
+	go c.exchange(s.ctx, s.conn, &proto.StreamUpdate{Stream: s.id, Chunk: s.next, Data: data})
 	s.next++
-	done := make(chan sent, 1)
-	s.sending = done
-	go func() {
-		cl, err := s.conn.send(s.ctx, proto.OpStreamUpdate, p, nil)
-		done <- sent{cl, err}
-	}()
+	s.flying = append(s.flying, c)
 	return nil
 }
 
-// settle waits until the chunk that is being sent has been, and receives meanwhile.
-func (s *stream) settle() error {
-	for s.sending != nil {
-		if len(s.flying) == 0 {
-			if err := s.sentOne(<-s.sending); err != nil {
-				return err
-			}
-			continue
-		}
-		select {
-		case r := <-s.sending:
-			if err := s.sentOne(r); err != nil {
-				return err
-			}
-		default:
-			if err := s.receive(); err != nil {
-				return err
-			}
-		}
+// exchange sends c and waits for the answer.
+func (c *chunk) exchange(ctx context.Context, cn *conn, p *proto.StreamUpdate) {
+	defer close(c.done)
+	cl, err := cn.send(ctx, proto.OpStreamUpdate, p, nil)
+	close(c.sent)
+	if err == nil {
+		err = cn.receive(ctx, cl, &c.reply)
 	}
-	return s.err
+	c.err = err
 }
 
-func (s *stream) sentOne(r sent) error {
-	s.sending = nil
-	if r.err != nil {
-		return s.abort(r.err)
+// settle waits until the newest chunk has been sent: chunks go out in order, and the bytes of one that is being sent must
+// not change.
+func (s *stream) settle() {
+	if n := len(s.flying); n > 0 {
+		<-s.flying[n-1].sent
 	}
-	s.flying = append(s.flying, r.call)
-	return nil
 }
 
 // receive waits for the oldest answer.
 func (s *stream) receive() error {
-	var reply proto.StreamData
-	cl := s.flying[0]
+	c := s.flying[0]
+	<-c.done
 	s.flying = s.flying[1:]
-	if err := s.conn.receive(s.ctx, cl, &reply); err != nil {
-		return s.abort(err)
+	if c.err != nil {
+		return s.abort(c.err)
 	}
-	if err := s.output(reply.Data); err != nil {
+	if err := s.output(c.reply.Data); err != nil {
 		return s.abort(err)
 	}
 	return nil
@@ -148,8 +137,8 @@ func (s *stream) receive() error {
 
 // finish ends the stream after all chunks were pushed and returns the last output.
 func (s *stream) finish() ([]byte, error) {
-	if err := s.settle(); err != nil {
-		return nil, err
+	if s.err != nil {
+		return nil, s.err
 	}
 	for len(s.flying) > 0 {
 		if err := s.receive(); err != nil {
@@ -158,6 +147,7 @@ func (s *stream) finish() ([]byte, error) {
 	}
 	var reply proto.StreamData
 	err := s.conn.call(s.ctx, proto.OpStreamFinish, &proto.StreamRef{Stream: s.id}, &reply, nil)
+	s.cancel()
 	if err != nil {
 		s.err = streamError(err)
 		return nil, s.err
@@ -174,15 +164,8 @@ func (s *stream) abort(err error) error {
 		return s.err
 	}
 	s.err = streamError(err)
-	if s.sending != nil {
-		if r := <-s.sending; r.err == nil {
-			s.flying = append(s.flying, r.call)
-		}
-		s.sending = nil
-	}
-	for _, cl := range s.flying {
-		s.conn.forget(cl)
-	}
+	s.cancel()
+	s.settle()
 	s.flying = nil
 	if s.conn.post(proto.OpStreamAbort, &proto.StreamRef{Stream: s.id}) == nil {
 		go func() { _ = s.conn.flush() }()

@@ -27,6 +27,7 @@ type streams struct {
 	next  uint64
 	seen  atomic.Int64 // chunks
 	abort atomic.Int64
+	taken atomic.Int64 // answers to chunks that the client has read
 	fail  int64 // the chunk that is refused, 0: none
 }
 
@@ -151,6 +152,7 @@ func (s *streams) handle(c *fakeConn, r proto.Request) {
 			return
 		}
 		c.reply(r, &proto.StreamData{Data: out})
+		s.taken.Add(1)
 	case proto.OpStreamFinish:
 		var p proto.StreamRef
 		decode(&p)
@@ -191,6 +193,30 @@ func streamKey(t *testing.T) (*streams, *Client, *Key) {
 }
 
 var streamSizes = []int{0, 1, 60 << 10, 64 << 10, 64<<10 + 1, 1 << 20, 1<<20 + 1, 5<<20 + 12345}
+
+// TestIdleStream leaves a stream alone in the middle: its answers must be read all the same, because a daemon ends a
+// connection that leaves them.
+func TestIdleStream(t *testing.T) {
+	checkGoroutines(t)
+	s, _, key := streamKey(t)
+	var b bytes.Buffer
+	w, err := key.EncryptStream(t.Context(), &b, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const chunks = 3
+	if _, err := w.Write(make([]byte, chunks*proto.MaxChunk)); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(10 * time.Second); s.taken.Load() < chunks; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d of %d answers were read while nobody wrote", s.taken.Load(), chunks)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
 
 // TestStreams encrypts and decrypts through a daemon that does not read while it writes.
 func TestStreams(t *testing.T) {
