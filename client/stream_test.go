@@ -28,7 +28,7 @@ type streams struct {
 	seen  atomic.Int64 // chunks
 	abort atomic.Int64
 	taken atomic.Int64 // answers to chunks that the client has read
-	fail  int64 // the chunk that is refused, 0: none
+	fail  int64        // the chunk that is refused, 0: none
 }
 
 type fakeStream struct {
