@@ -47,7 +47,7 @@ func (f *newKeyFlags) register(c *cobra.Command) {
 	flags.StringArrayVar(&f.labels, "label", nil, "label, written k=v; repeat for more")
 	flags.StringVar(&f.profile, "profile", "", "empty or mosip-module")
 	flags.Uint32Var(&f.keep, "keep", 0, "versions kept for verify and decrypt (default all)")
-	flags.StringSliceVar(&f.usableVia, "usable-via", nil, "bridges that may use the key (default: none but the socket)")
+	flags.StringSliceVar(&f.usableVia, "usable-via", nil, "where uses may come from: native, or the name of a bridge (default: everywhere)")
 	flags.BoolVar(&f.durable, "durable-audit", false, "answer a use only when its audit entry is on disk")
 	c.RegisterFlagCompletionFunc("alg", cobra.FixedCompletions(texts(keyspec.Algorithms()), cobra.ShellCompDirectiveNoFileComp))
 	c.RegisterFlagCompletionFunc("usage", cobra.FixedCompletions(texts(keyspec.Usages()), cobra.ShellCompDirectiveNoFileComp))

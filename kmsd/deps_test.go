@@ -47,7 +47,7 @@ var law = map[string][]string{
 	"enclave/keyring/kmsd-keyring": {"enclave", "enclave/helper", "enclave/keyring", "ipc", "ipc/proto", "golang.org/x/sys/unix", "github.com/99designs/keyring"},
 
 	// The daemon. Only its main package joins the wire and the engine.
-	"kmsd/audit": {"keystore/keyspec", "golang.org/x/sys/unix"},
+	"kmsd/audit": {"keystore/keyspec"},
 	"kmsd/engine": {"policy", "keystore", "keystore/keyspec", "keystore/secmem", "kmsd/mechanism", "kmsd/pki", "kmsd/audit",
 		"client/packet", "client/ciphertext"},
 	"kmsd": {"ipc", "ipc/proto", "kmsd/engine", "kmsd/mechanism", "kmsd/pki", "kmsd/audit", "policy", "keystore", "keystore/keyspec",
