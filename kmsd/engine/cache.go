@@ -223,14 +223,18 @@ func (e *Engine) touch() {
 	}
 }
 
-// runJanitor forgets idle keys. Freed memory is overwritten when it is swept, so after the last use it has the heap
-// collected: twice, because crypto/ecdsa and crypto/ed25519 keep their internal form of a key in a weak map that the
-// first cycle only unlinks; at most once per second; and not while operations go on, which have it collected anyway.
+// collections is how often the heap is collected after the last use of a key. Freed memory is overwritten when it is swept,
+// but crypto/ecdsa and crypto/ed25519 keep their internal form of a key in a weak map: the first collection only queues
+// its removal, which is done some time later, and only one after that frees it.
+const collections = 3
+
+// runJanitor forgets idle keys and has the heap collected after the last use: once a second at most, and not while
+// operations go on, which have it collected anyway. The last collection also gives the memory back.
 func (e *Engine) runJanitor(ctx context.Context) {
 	const pause = time.Second
 	timer := time.NewTimer(pause)
 	defer timer.Stop()
-	seen, dirty := uint64(0), false
+	seen, due := uint64(0), 0
 	for {
 		select {
 		case <-ctx.Done():
@@ -246,14 +250,19 @@ func (e *Engine) runJanitor(ctx context.Context) {
 		droppedKeys, leftKeys := e.keys.sweep(now.Add(-e.idle))
 		activity := e.activity.Load()
 		idle := activity == seen
-		seen, dirty = activity, dirty || dropped || droppedKeys || !idle
-		if idle && dirty {
-			runtime.GC()
-			debug.FreeOSMemory() // collects, too
-			dirty = false
+		seen = activity
+		if dropped || droppedKeys || !idle {
+			due = collections
+		}
+		if idle && due > 0 {
+			if due--; due > 0 {
+				runtime.GC()
+			} else {
+				debug.FreeOSMemory() // collects, too
+			}
 		}
 		_, leftPublics := e.publics.sweep(now.Add(-e.idle))
-		if idle && left+leftKeys+leftPublics == 0 {
+		if idle && due == 0 && left+leftKeys+leftPublics == 0 {
 			e.asleep.Store(true)
 			if e.activity.Load() == seen {
 				continue // until touched
