@@ -154,7 +154,7 @@ func (s *Store) sealChange(p *preparedChange, c *Change) error {
 			return fmt.Errorf("%w: %s", ErrConflict, next.Name)
 		}
 		old, meta.dek = got, x.dek
-		next.wrapping = old.wrapping
+		next.wrapping, next.escrow = old.wrapping, old.escrow
 	}
 	defer clear(meta.dek[:])
 
@@ -175,14 +175,14 @@ func (s *Store) sealChange(p *preparedChange, c *Change) error {
 		switch material, ok := c.Material[v.Number]; {
 		case slices.Contains(erase, v.Number):
 			p.entries = append(p.entries, entry{key: key, revision: next.Revision, flags: entryDestroyed})
-			p.puts = append(p.puts, put{bucketMaterial, key[:], nil})
+			p.puts = append(p.puts, put{bucket: bucketMaterial, key: key[:]})
 		case ok:
 			x, blob, err := s.sealMaterial(next.Name, key, context, material)
 			if err != nil {
 				return err
 			}
 			p.entries = append(p.entries, x)
-			p.puts = append(p.puts, put{bucketMaterial, key[:], blob})
+			p.puts = append(p.puts, put{bucket: bucketMaterial, key: key[:], value: blob})
 		case before == nil: // born destroyed
 			p.entries = append(p.entries, entry{key: key, revision: next.Revision, flags: entryDestroyed})
 		}
@@ -201,8 +201,11 @@ func (s *Store) sealChange(p *preparedChange, c *Change) error {
 		if len(public.SPKI) > 0 {
 			v.SPKISHA256 = sha256.Sum256(public.SPKI)
 		}
+		if before != nil {
+			p.puts = append(p.puts, s.withoutAliases(&meta, before)...)
+		}
 		context.kind, context.key = kindPublic, key
-		p.puts = append(p.puts, put{bucketPublic, key[:], sealRecord(meta.dek[:], context, payload)})
+		p.puts = append(p.puts, put{bucket: bucketPublic, key: key[:], value: sealRecord(meta.dek[:], context, payload)})
 		p.puts = append(p.puts, s.publicAliases(key, &public)...)
 	}
 	for _, a := range c.Aliases {
@@ -217,7 +220,7 @@ func (s *Store) sealChange(p *preparedChange, c *Change) error {
 			return err
 		}
 		if blob != nil {
-			p.puts = append(p.puts, put{bucketMaterial, p.meta[:], blob})
+			p.puts = append(p.puts, put{bucket: bucketMaterial, key: p.meta[:], value: blob})
 		}
 	}
 	payload := next.encode()
@@ -225,7 +228,7 @@ func (s *Store) sealChange(p *preparedChange, c *Change) error {
 		return fmt.Errorf("%w: metadata of %s", ErrTooLarge, next.Name)
 	}
 	context.kind, context.key = kindMetadata, p.meta
-	p.puts = append(p.puts, put{bucketMeta, p.meta[:], sealRecord(meta.dek[:], context, payload)})
+	p.puts = append(p.puts, put{bucket: bucketMeta, key: p.meta[:], value: sealRecord(meta.dek[:], context, payload)})
 	p.entries = append(p.entries, meta)
 	return nil
 }
@@ -366,6 +369,20 @@ func (s *Store) publicAliases(key recordKey, p *Public) []put {
 	return list
 }
 
+// withoutAliases deletes the aliases of a public part that is about to be replaced, unless another key goes by them now. What the
+// new one has in common with it is written again afterwards.
+func (s *Store) withoutAliases(meta *entry, v *Version) []put {
+	old, err := s.public(meta, v)
+	if err != nil {
+		return nil // it is damaged, and replacing it is how that is mended
+	}
+	list := s.publicAliases(meta.key.id().at(v.Number), &old)
+	for i := range list {
+		list[i].was, list[i].value = list[i].value, nil
+	}
+	return list
+}
+
 func (s *Store) aliasKey(kind AliasKind, value []byte) [32]byte {
 	return mac(s.secrets.index.Bytes(), []byte("alias\x00"), []byte(kind), []byte{0}, value)
 }
@@ -374,5 +391,5 @@ func (s *Store) aliasKey(kind AliasKind, value []byte) [32]byte {
 func (s *Store) alias(kind AliasKind, value []byte, target recordKey) put {
 	key := s.aliasKey(kind, value)
 	tag := mac(s.secrets.alias.Bytes(), []byte("alias\x00"), key[:], target[:])
-	return put{bucketAlias, key[:], append(bytes.Clone(target[:]), tag[:16]...)}
+	return put{bucket: bucketAlias, key: key[:], value: append(bytes.Clone(target[:]), tag[:16]...)}
 }

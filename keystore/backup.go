@@ -18,7 +18,6 @@ import (
 	bolt "go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
 
-	"github.com/kmsd-project/kmsd/keystore/keyspec"
 	"github.com/kmsd-project/kmsd/keystore/secmem"
 )
 
@@ -39,6 +38,7 @@ type BackupOptions struct {
 
 // Manifest describes a backup. It is inside the encryption.
 type Manifest struct {
+	ID                  [16]byte // of this backup, random
 	StoreID, InstanceID [16]byte // of the store that was backed up
 	Created             time.Time
 	Epoch               uint32
@@ -48,11 +48,11 @@ type Manifest struct {
 	AuditHead           []byte
 	PolicyDigest        []byte
 	Escrow              []string
-	NotEscrowed         []string // namespaces that chose to die with their device
 }
 
-// Backup writes the whole store to w, encrypted to the escrow recipients of the store and to those in o. Commits wait while the database is copied; writing to w happens
-// afterwards. What the recipients' identities open is everything: whoever has one needs no slot. A backup does not show who made it.
+// Backup writes the whole store to w, encrypted to the escrow recipients of the store and to those in o. The store lists it in Info
+// from then on. Commits wait while the database is copied; writing to w happens afterwards. What the recipients'
+// identities open is everything: whoever has one needs no slot. A backup does not show who made it.
 func (s *Store) Backup(ctx context.Context, w io.Writer, o BackupOptions) (Manifest, error) {
 	if len(o.AuditHead) > maxDigest || len(o.PolicyDigest) > maxDigest {
 		return Manifest{}, fmt.Errorf("%w: audit head or policy digest", ErrTooLarge)
@@ -64,15 +64,18 @@ func (s *Store) Backup(ctx context.Context, w io.Writer, o BackupOptions) (Manif
 	if recipients = append(recipients, o.Recipients...); len(recipients) == 0 {
 		return Manifest{}, fmt.Errorf("%w: a backup needs a recipient", ErrInvalid)
 	}
-	notEscrowed, err := s.notEscrowed(ctx)
-	if err != nil {
+	if err := ctx.Err(); err != nil {
 		return Manifest{}, err
 	}
-	m := Manifest{Created: s.config.now().UTC().Truncate(time.Second), AuditHead: o.AuditHead, PolicyDigest: o.PolicyDigest, NotEscrowed: notEscrowed}
+	m := Manifest{Created: s.config.now().UTC().Truncate(time.Second), AuditHead: o.AuditHead, PolicyDigest: o.PolicyDigest}
+	random(m.ID[:])
 	var database *os.File
 	var keys []byte
 	defer func() { clear(keys) }()
 	err = s.submit(&job{run: func() error {
+		if err := s.listBackup(&m); err != nil {
+			return err
+		}
 		s.mu.RLock()
 		if s.secrets == nil {
 			s.mu.RUnlock()
@@ -103,6 +106,15 @@ func (s *Store) Backup(ctx context.Context, w io.Writer, o BackupOptions) (Manif
 		return Manifest{}, fmt.Errorf("backup: %w", err)
 	}
 	return m, nil
+}
+
+// listBackup adds the backup to those the store knows of. It runs on the writer goroutine.
+func (s *Store) listBackup(m *Manifest) error {
+	return s.changeHeader(func(h *header, _ *secrets) error {
+		state := s.snapshot.Load()
+		h.addBackup(Backup{ID: m.ID, Created: m.Created, Epoch: state.epoch, Sequence: state.sequence, Keys: state.keys})
+		return nil
+	})
 }
 
 // parseRecipients reads native age recipients, classic ("age1...") or hybrid ("age1pq1..."). age refuses to mix the two in one file,
@@ -193,6 +205,7 @@ func (r *contextReader) Read(p []byte) (int, error) {
 
 func (m *Manifest) encode() []byte {
 	e := &encoder{}
+	e.raw(m.ID[:])
 	e.raw(m.StoreID[:])
 	e.raw(m.InstanceID[:])
 	e.time(m.Created)
@@ -206,10 +219,7 @@ func (m *Manifest) encode() []byte {
 	for _, r := range m.Escrow {
 		e.str16(r)
 	}
-	e.u32(uint32(len(m.NotEscrowed)))
-	for _, n := range m.NotEscrowed {
-		e.str8(n)
-	}
+	e.u32(0) // namespaces that are not in it: reserved
 	e.extensions(nil)
 	return e.b
 }
@@ -217,6 +227,7 @@ func (m *Manifest) encode() []byte {
 func decodeManifest(b []byte) (Manifest, error) {
 	d := &decoder{b: b}
 	var m Manifest
+	d.fixed(m.ID[:])
 	d.fixed(m.StoreID[:])
 	d.fixed(m.InstanceID[:])
 	m.Created = d.time()
@@ -233,7 +244,7 @@ func decodeManifest(b []byte) (Manifest, error) {
 		if d.err != nil {
 			break
 		}
-		m.NotEscrowed = append(m.NotEscrowed, d.str8())
+		d.str8() // reserved
 	}
 	d.extensions()
 	if err := d.end(); err != nil {
@@ -289,60 +300,6 @@ func decodeSecrets(a *secmem.Arena, b []byte) (_ *secrets, err error) {
 		return nil, fmt.Errorf("%w: keys: %w", ErrBackup, err)
 	}
 	return k, k.deriveFrom(a)
-}
-
-// notEscrowed lists the namespaces whose module key says that their keys shall not be restored elsewhere.
-func (s *Store) notEscrowed(ctx context.Context) ([]string, error) {
-	var list []string
-	cursor := &recordKey{}
-	for cursor != nil {
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
-		var namespace string
-		err := s.read(func(h *head) error {
-			namespace = ""
-			var found recordKey
-			var damage error
-			s.ascend(h, *cursor, func(entries []entry) bool {
-				for i := range entries {
-					if entries[i].key.version() != 0 {
-						continue
-					}
-					m, x, err := s.metadata(h, entries[i].key.id())
-					clear(x.dek[:])
-					if err != nil {
-						damage = err
-						continue
-					}
-					namespace, found = m.Name.Namespace(), entries[i].key
-					return false
-				}
-				return true
-			}, func(_ recordKey, err error) { damage = err })
-			if namespace == "" {
-				return damage
-			}
-			if after := afterNamespace(found); after != nil {
-				copy(cursor[:], after)
-				clear(cursor[len(after):])
-			} else {
-				cursor = nil
-			}
-			return nil
-		})
-		if err != nil && !errors.Is(err, ErrDamaged) {
-			return nil, err
-		}
-		if namespace == "" {
-			break
-		}
-		if k, err := s.Get(keyspec.Name(namespace)); err == nil && k.Escrow == "none" {
-			list = append(list, namespace)
-		}
-	}
-	slices.Sort(list)
-	return list, nil
 }
 
 // unpacked is a backup that was decrypted, its database in a file.
@@ -509,6 +466,7 @@ func Restore(ctx context.Context, r io.Reader, ids []age.Identity, c Config, slo
 	h := &header{
 		storeID: m.StoreID, created: c.now().UTC().Truncate(time.Second), generation: m.Generation, nextSlot: 1, escrow: m.Escrow,
 	}
+	h.addBackup(Backup{ID: m.ID, Created: m.Created, Epoch: m.Epoch, Sequence: m.Sequence, Keys: m.Keys})
 	random(h.instanceID[:])
 	s, err := create(ctx, c, h, u.keys, slots, func(path string) error {
 		if err := os.Rename(temp, path); err != nil {

@@ -5,7 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
+	"time"
 
 	"filippo.io/age"
 
@@ -44,11 +46,7 @@ func TestBackupRestoresEveryKey(t *testing.T) {
 		changes = append(changes, testKey(name, keyspec.Ed25519, 32))
 	}
 	for i := range 2 {
-		c := testKey(fmt.Sprintf("ns%d", i), keyspec.RSA2048, 256)
-		if i == 1 {
-			c.Key.Escrow = "none"
-		}
-		mustApply(t, s, c)
+		mustApply(t, s, testKey(fmt.Sprintf("ns%d", i), keyspec.RSA2048, 256))
 	}
 	mustApply(t, s, changes...)
 	id := testIdentity(t)
@@ -61,7 +59,7 @@ func TestBackupRestoresEveryKey(t *testing.T) {
 	if fmt.Sprintf("%+v", m) != fmt.Sprintf("%+v", want) {
 		t.Fatalf("manifest %+v, want %+v", m, want)
 	}
-	if m.Keys != 102 || string(m.AuditHead) != "head" || string(m.PolicyDigest) != "digest" || len(m.NotEscrowed) != 1 || m.NotEscrowed[0] != "ns1" {
+	if m.Keys != 102 || string(m.AuditHead) != "head" || string(m.PolicyDigest) != "digest" {
 		t.Fatalf("manifest %+v", m)
 	}
 	restored, _, err := Restore(ctx, bytes.NewReader(blob), []age.Identity{id}, testConfig(t, testDir(t)), []NewSlot{testSlot(1)})
@@ -146,3 +144,81 @@ func TestEveryBackupIsEncryptedToTheEscrowRecipients(t *testing.T) {
 		}
 	}
 }
+
+func TestBackupsOlderThanADestructionAreNamed(t *testing.T) {
+	ctx := context.Background()
+	dir := testDir(t)
+	config := testConfig(t, dir)
+	now := testTime
+	config.Now = func() time.Time { return now }
+	s, err := Create(ctx, config, []NewSlot{testSlot(1)}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { s.Close() }()
+	id := testIdentity(t)
+	named := func() string {
+		for _, w := range s.Info().Warnings {
+			if strings.Contains(w, "older than the last destruction") {
+				return w
+			}
+		}
+		return ""
+	}
+	mustApply(t, s, testKey("app/k", keyspec.Ed25519, 32), testKey("app/l", keyspec.Ed25519, 32))
+	first, manifest := testBackup(t, s, id)
+	if list := s.Info().Backups; len(list) != 1 || list[0].ID != manifest.ID || list[0].Keys != 2 || !list[0].Created.Equal(testTime) || named() != "" {
+		t.Fatalf("%+v %q", list, named())
+	}
+	destroy(t, s, "app/k", 1)
+	if got := named(); !strings.HasPrefix(got, "the backup of 2026-11-22 12:00:00 UTC is older") {
+		t.Fatalf("%q", got)
+	}
+	now = now.Add(24 * time.Hour)
+	testBackup(t, s, id) // has no app/k: it stays out of the warning
+	if got := named(); !strings.HasPrefix(got, "the backup of 2026-11-22") {
+		t.Fatalf("%q", got)
+	}
+	destroy(t, s, "app/l", 1)
+	if got := named(); !strings.HasPrefix(got, "2 backups, of 2026-11-22 12:00:00 UTC to 2026-11-23 12:00:00 UTC, are older") {
+		t.Fatalf("%q", got)
+	}
+	s.Lock()
+	if got := named(); got != "" || len(s.Info().Backups) != 2 {
+		t.Fatalf("locked: %q", got)
+	}
+	s = reopen(t, s)
+	if got := named(); !strings.HasPrefix(got, "2 backups") {
+		t.Fatalf("after a restart: %q", got)
+	}
+	if _, err := s.Backup(ctx, failingWriter{}, BackupOptions{Recipients: []age.Recipient{id.Recipient()}}); err == nil {
+		t.Fatal("a backup to nowhere")
+	}
+	if n := len(s.Info().Backups); n != 3 {
+		t.Fatalf("%d backups: one that was given up may be somewhere in part", n)
+	}
+	for range maxBackups {
+		testBackup(t, s, id)
+	}
+	h := s.header.Load()
+	if len(h.backups) != maxBackups || h.backupsMade != maxBackups+3 || h.backups[0].ID == manifest.ID {
+		t.Fatalf("%d backups of %d", len(h.backups), h.backupsMade)
+	}
+
+	restored, _, err := Restore(ctx, bytes.NewReader(first), []age.Identity{id}, testConfig(t, testDir(t)), []NewSlot{testSlot(1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer restored.Close()
+	if list := restored.Info().Backups; len(list) != 1 || list[0].ID != manifest.ID {
+		t.Fatalf("%+v", list)
+	}
+	destroy(t, restored, "app/k", 1)
+	if list := restored.Info().Warnings; len(list) != 1 || !strings.HasPrefix(list[0], "the backup of") {
+		t.Fatalf("%q", list)
+	}
+}
+
+type failingWriter struct{}
+
+func (failingWriter) Write([]byte) (int, error) { return 0, errors.New("nowhere to write") }

@@ -131,7 +131,7 @@ func FuzzHead(f *testing.F) {
 }
 
 func FuzzManifest(f *testing.F) {
-	m := Manifest{Created: testTime, Escrow: []string{"a"}, NotEscrowed: []string{"b"}, AuditHead: []byte("h")}
+	m := Manifest{Created: testTime, Escrow: []string{"a"}, AuditHead: []byte("h")}
 	f.Add(m.encode())
 	f.Fuzz(func(t *testing.T, b []byte) {
 		m, err := decodeManifest(b)

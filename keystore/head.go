@@ -21,6 +21,7 @@ type head struct {
 
 	// Destroyed versions whose data key may still be found in freed pages: since the current epoch began, and before it.
 	pending, pendingOld uint64
+	erased              uint64 // sequence of the last commit that destroyed a version
 
 	rotating bool      // leaves of the previous epoch remain
 	cursor   recordKey // where the rotation goes on
@@ -47,6 +48,7 @@ func (h *head) encode(store [16]byte, epochKey []byte) []byte {
 	e.u64(h.seals)
 	e.u64(h.pending)
 	e.u64(h.pendingOld)
+	e.u64(h.erased)
 	e.flag(h.rotating)
 	e.raw(h.cursor[:])
 	e.u64(h.rotated)
@@ -87,6 +89,7 @@ func decodeHead(b []byte) (*head, error) {
 	h.seals = d.u64()
 	h.pending = d.u64()
 	h.pendingOld = d.u64()
+	h.erased = d.u64()
 	h.rotating = d.flag()
 	d.fixed(h.cursor[:])
 	h.rotated = d.u64()

@@ -24,6 +24,7 @@ const (
 	maxBlob    = 60 << 10
 	maxEscrow  = keyspec.MaxRecipients
 	maxWords   = 255 // bytes of a slot's kind, label, binding and level
+	maxBackups = 32  // that are listed
 	secretSize = 32
 	wrapSize   = keySize + sealOverhead
 )
@@ -37,14 +38,16 @@ type header struct {
 	created             time.Time
 	// generation counts the changes of the header. The head in the database carries the same number. pending says that the
 	// header with this number was written before the database followed.
-	generation uint64
-	pending    bool
-	nextSlot   uint32
-	epochs     []wrappedEpoch // the current one first, then the previous one while a rotation runs
-	lifetime   [wrapSize]byte
-	escrow     []string
-	slots      []slotRecord
-	extensions []extension
+	generation  uint64
+	pending     bool
+	nextSlot    uint32
+	epochs      []wrappedEpoch // the current one first, then the previous one while a rotation runs
+	lifetime    [wrapSize]byte
+	escrow      []string
+	backupsMade uint64   // ever, so that it shows when some are no longer listed
+	backups     []Backup // the last ones, oldest first
+	slots       []slotRecord
+	extensions  []extension
 }
 
 type wrappedEpoch struct {
@@ -52,11 +55,16 @@ type wrappedEpoch struct {
 	key    [wrapSize]byte
 }
 
+// slotRecord is a slot as the header has it.
+//
+// Invariant: a slot opens no store but the one it was enrolled for. That the root key opens says nothing about who sealed it, since
+// anybody can seal to a public key; the enrolment tag can be made only by who has the slot's secret and the store's lifetime key.
 type slotRecord struct {
 	Slot
-	public []byte   // HPKE public key
-	sealed []byte   // the root key, sealed to public
-	mac    [32]byte // of all but sealed, under a key derived from the root key
+	public    []byte   // HPKE public key
+	enrolment [32]byte // see enrolmentTag
+	sealed    []byte   // the root key, sealed to public
+	mac       [32]byte // of all but sealed, under a key derived from the root key
 }
 
 // encode returns the file's content. root is the root key.
@@ -81,11 +89,15 @@ func (h *header) encode(root []byte) []byte {
 	for _, r := range h.escrow {
 		e.str16(r)
 	}
+	e.u64(h.backupsMade)
+	e.u8(uint8(len(h.backups)))
+	for i := range h.backups {
+		h.backups[i].encode(e)
+	}
 	e.u8(uint8(len(h.slots)))
 	for i := range h.slots {
 		s := &h.slots[i]
 		s.encode(e)
-		e.flag(s.Stale)
 		e.bytes16(s.sealed)
 		e.raw(s.mac[:])
 	}
@@ -108,6 +120,7 @@ func (s *slotRecord) encode(e *encoder) {
 	e.time(s.Created)
 	e.bytes16(s.public)
 	e.bytes16(s.Blob)
+	e.raw(s.enrolment[:])
 }
 
 func (h *header) mac(root, content []byte) [32]byte {
@@ -124,6 +137,25 @@ func (h *header) slotMAC(root []byte, s *slotRecord) [32]byte {
 	e := &encoder{}
 	s.encode(e)
 	return mac(key[:], h.storeID[:], e.b)
+}
+
+// enrolmentTag ties a slot to the store it is made for. The lifetime key never changes, so the tag outlives every rotation, which
+// has no slot secret at hand to make another.
+func (h *header) enrolmentTag(s *slotRecord, secret, lifetime []byte) [32]byte {
+	var key [keySize]byte
+	derive(key[:], secret, "kmsd slot binding v1")
+	defer clear(key[:])
+	sum := sha256.Sum256(lifetime)
+	defer clear(sum[:])
+	return mac(key[:], h.storeID[:], s.UUID[:], sum[:])
+}
+
+// checkEnrolment returns ErrForeign unless the slot, whose secret this is, was enrolled for the store with this lifetime key.
+func (h *header) checkEnrolment(s *slotRecord, secret, lifetime []byte) error {
+	if want := h.enrolmentTag(s, secret, lifetime); !sameMAC(want[:], s.enrolment[:]) {
+		return fmt.Errorf("%w: slot %d", ErrForeign, s.ID)
+	}
+	return nil
 }
 
 // decodeHeader parses a header file. Its checksum tells accidents; only verify, once the root key is known, tells intent.
@@ -173,6 +205,14 @@ func decodeHeader(b []byte) (*header, error) {
 	for range n {
 		h.escrow = append(h.escrow, d.str16())
 	}
+	h.backupsMade = d.u64()
+	n = int(d.u8())
+	if n > maxBackups || uint64(n) > h.backupsMade {
+		d.fail(errors.New("lists too many backups"))
+	}
+	for range n {
+		h.backups = append(h.backups, decodeBackup(d))
+	}
 	n = int(d.u8())
 	if n > maxSlots {
 		d.fail(errors.New("has too many slots"))
@@ -188,7 +228,7 @@ func decodeHeader(b []byte) (*header, error) {
 		s.Created = d.time()
 		s.public = slices.Clone(d.bytes16())
 		s.Blob = slices.Clone(d.bytes16())
-		s.Stale = d.flag()
+		d.fixed(s.enrolment[:])
 		s.sealed = slices.Clone(d.bytes16())
 		d.fixed(s.mac[:])
 		h.slots = append(h.slots, s)
@@ -221,6 +261,7 @@ func (h *header) clone() *header {
 	c := *h
 	c.epochs = slices.Clone(h.epochs)
 	c.escrow = slices.Clone(h.escrow)
+	c.backups = slices.Clone(h.backups)
 	c.slots = slices.Clone(h.slots)
 	c.extensions = slices.Clone(h.extensions)
 	return &c
@@ -235,8 +276,15 @@ func (h *header) slot(id uint32) *slotRecord {
 	return nil
 }
 
-// addSlot appends a slot that opens root.
-func (h *header) addSlot(n NewSlot, root []byte, now time.Time) (*slotRecord, error) {
+// addBackup lists a backup, and drops the oldest if there are too many.
+func (h *header) addBackup(b Backup) {
+	h.backupsMade++
+	h.backups = append(h.backups, b)
+	h.backups = h.backups[max(0, len(h.backups)-maxBackups):]
+}
+
+// addSlot appends a slot that opens the root key in k, tied to the lifetime key in k.
+func (h *header) addSlot(n NewSlot, k *secrets, now time.Time) (*slotRecord, error) {
 	if len(n.Secret) != secretSize {
 		return nil, fmt.Errorf("%w: a slot secret has %d bytes", ErrInvalid, secretSize)
 	}
@@ -255,7 +303,8 @@ func (h *header) addSlot(n NewSlot, root []byte, now time.Time) (*slotRecord, er
 		ID: h.nextSlot, UUID: n.UUID, Kind: n.Kind, Label: n.Label, Binding: n.Binding, Level: n.Level,
 		Blob: slices.Clone(n.Blob), Created: now.UTC().Truncate(time.Second),
 	}
-	if err := h.sealRoot(&s, root); err != nil {
+	s.enrolment = h.enrolmentTag(&s, n.Secret, k.lifetime.Bytes())
+	if err := h.sealRoot(&s, k.root.Bytes()); err != nil {
 		return nil, err
 	}
 	h.nextSlot++

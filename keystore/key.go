@@ -21,7 +21,6 @@ type Key struct {
 	Origin     keyspec.Origin
 	Protection keyspec.Protection
 	Profile    string // the policy profile the key was made with, if any
-	Escrow     string // of a module key: "recipients", "none", or empty which means recipients
 	Exportable bool
 	Durable    bool // each use is in the audit log before it is answered
 	Owner      uint32
@@ -64,7 +63,7 @@ type Public struct {
 type AliasKind string
 
 // The kinds of alias. The store itself keeps AliasSPKI and AliasThumbprint in step with the public part; the others come with
-// a Change.
+// a Change. They are for bridges, which know a key by such a value and not by its name.
 const (
 	AliasSPKI       AliasKind = "spki-sha256"        // SHA-256 of the SubjectPublicKeyInfo, 32 bytes
 	AliasThumbprint AliasKind = "certificate-sha256" // SHA-256 of the leaf certificate, 32 bytes

@@ -25,6 +25,7 @@ const (
 type metadata struct {
 	Key
 	wrapping uint64 // revision of the namespace wrapping key of a module key, 0 for none
+	escrow   string // reserved; empty, which means the recipients
 }
 
 func (m *metadata) encode() []byte {
@@ -35,7 +36,7 @@ func (m *metadata) encode() []byte {
 	e.str8(string(m.Origin))
 	e.str8(string(m.Protection))
 	e.str8(m.Profile)
-	e.str8(m.Escrow)
+	e.str8(m.escrow)
 	var flags uint8
 	if m.Exportable {
 		flags |= flagExportable
@@ -94,7 +95,7 @@ func decodeMetadata(b []byte) (*metadata, error) {
 	m.Origin = keyspec.Origin(d.str8())
 	m.Protection = keyspec.Protection(d.str8())
 	m.Profile = d.str8()
-	m.Escrow = d.str8()
+	m.escrow = d.str8()
 	flags := d.u8()
 	if flags&^(flagExportable|flagDurable) != 0 {
 		return nil, fmt.Errorf("%w: metadata flags %x", ErrNewer, flags)
@@ -169,8 +170,8 @@ func (k *Key) check() error {
 	}
 	bad := func(text string) error { return fmt.Errorf("%w: %s", ErrInvalid, text) }
 	word := func(s string) bool { return len(s) <= maxWord }
-	if k.Algorithm == "" || !word(string(k.Algorithm)) || !word(string(k.Origin)) || !word(string(k.Protection)) || !word(k.Escrow) || len(k.Profile) > maxProfile {
-		return bad("algorithm, origin, protection, profile or escrow")
+	if k.Algorithm == "" || !word(string(k.Algorithm)) || !word(string(k.Origin)) || !word(string(k.Protection)) || len(k.Profile) > maxProfile {
+		return bad("algorithm, origin, protection or profile")
 	}
 	if len(k.Usages) > maxList || len(k.UsableVia) > keyspec.MaxUsableVia || len(k.Labels) > keyspec.MaxLabels {
 		return fmt.Errorf("%w: usages, bridges or labels", ErrTooLarge)

@@ -334,17 +334,6 @@ func (s *Store) page(h *head, namespace, prefix string, cursor recordKey, limit 
 	return keys, next, damage
 }
 
-// afterNamespace returns the first id beyond the key's namespace, nil if there is none.
-func afterNamespace(key recordKey) []byte {
-	p := slices.Clone(key[:8])
-	for i := len(p) - 1; i >= 0; i-- {
-		if p[i]++; p[i] != 0 {
-			return p
-		}
-	}
-	return nil
-}
-
 // metadataBatch loads the metadata of several keys in one database transaction. What cannot be read is nil in the result.
 func (s *Store) metadataBatch(h *head, metas []entry) []*metadata {
 	blobs := make([][]byte, len(metas))

@@ -38,7 +38,11 @@ func TestFormatDocumentIsEnough(t *testing.T) {
 	for range r.uint(1) {
 		r.bytes(2)
 	}
-	var uuid, sealedRoot []byte
+	r.take(8)
+	for range r.uint(1) {
+		r.take(16 + 8 + 4 + 8 + 8)
+	}
+	var uuid, sealedRoot, enrolment []byte
 	for i := range r.uint(1) {
 		r.take(4)
 		id := r.take(16)
@@ -48,11 +52,11 @@ func TestFormatDocumentIsEnough(t *testing.T) {
 		r.take(8)
 		r.bytes(2)
 		r.bytes(2)
-		r.take(1)
+		tag := r.take(32)
 		sealed := r.bytes(2)
 		r.take(32)
 		if i == 1 { // slot 2
-			uuid, sealedRoot = id, sealed
+			uuid, enrolment, sealedRoot = id, tag, sealed
 		}
 	}
 	private, err := hpke.MLKEM768X25519().NewPrivateKey(bytes.Repeat([]byte{2}, 32))
@@ -73,6 +77,10 @@ func TestFormatDocumentIsEnough(t *testing.T) {
 		return binary.BigEndian.AppendUint32(join([]byte("kmsd wrap v1"), store, []byte{byte(len(purpose))}, []byte(purpose)), n)
 	}
 	lifetime = open(t, wrapping, wrapAAD("lifetime", 0), lifetime)
+	sum := sha256.Sum256(lifetime)
+	if !bytes.Equal(hmacOf(expand(bytes.Repeat([]byte{2}, 32), "kmsd slot binding v1"), store, uuid, sum[:]), enrolment) {
+		t.Fatal("enrolment tag")
+	}
 	for n, w := range epochs {
 		epochs[n] = open(t, wrapping, wrapAAD("epoch", n), w)
 	}

@@ -17,5 +17,4 @@ type Slot struct {
 	Kind, Label, Binding, Level string
 	Blob                        []byte
 	Created                     time.Time
-	Stale                       bool
 }

@@ -28,7 +28,7 @@ func (s *Store) AddSlot(ctx context.Context, n NewSlot) (Slot, error) {
 	var added Slot
 	err := s.submit(&job{run: func() error {
 		return s.changeHeader(func(h *header, k *secrets) error {
-			record, err := h.addSlot(n, k.root.Bytes(), s.config.now())
+			record, err := h.addSlot(n, k, s.config.now())
 			if err == nil {
 				added = record.Slot
 			}

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -98,12 +99,13 @@ type Info struct {
 	Escrow         []string // age recipients of every backup, chosen when the store was made
 	Generation     uint64
 	Epoch          uint32
-	EpochRotating  bool   // a rotation was begun; RotateEpoch goes on with it
-	Keys           uint64 // 0 while locked
-	ErasurePending uint64 // destroyed versions whose data keys may be found in freed pages until the epoch is rotated; 0 while locked
-	Unclean        bool   // the stop before Open was not clean: Verify is called for
-	Damaged        uint64 // reads that met damage since Open
-	Rollback       string // whether the replacement of all files by an older copy would be noticed
+	EpochRotating  bool     // a rotation was begun; RotateEpoch goes on with it
+	Keys           uint64   // 0 while locked
+	ErasurePending uint64   // destroyed versions whose data keys may be found in freed pages until the epoch is rotated; 0 while locked
+	Unclean        bool     // the stop before Open was not clean: Verify is called for
+	Backups        []Backup // the last ones made of the store, and the one it was restored from, oldest first
+	Damaged        uint64   // reads that met damage since Open
+	Rollback       string   // whether the replacement of all files by an older copy would be noticed
 	Warnings       []string
 }
 
@@ -163,7 +165,7 @@ func create(ctx context.Context, c Config, h *header, keys *secrets, slots []New
 	}
 	root := keys.root.Bytes()
 	for _, n := range slots {
-		if _, err := h.addSlot(n, root, c.now()); err != nil {
+		if _, err := h.addSlot(n, keys, c.now()); err != nil {
 			return nil, err
 		}
 	}
@@ -297,7 +299,8 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 }
 
 // Unlock opens the store with a slot's secret. It returns ErrNoSlot, ErrSecret if the secret is not the slot's, ErrDamaged if header
-// and database do not authenticate, and ErrRollback if they do not belong together. Unlocking an unlocked store checks the secret.
+// and database do not authenticate, ErrForeign if they are of a store that the slot was not enrolled for, and ErrRollback if they do
+// not belong together. Unlocking an unlocked store checks the secret.
 func (s *Store) Unlock(ctx context.Context, slot uint32, secret []byte) error {
 	b, h, err := readHeader(s.config.Dir)
 	if err != nil {
@@ -345,6 +348,9 @@ func unwrapSecrets(a *secmem.Arena, b []byte, h *header, record *slotRecord, sec
 		return nil, err
 	}
 	if err := h.unwrap(k.lifetime.Bytes(), root, h.lifetime[:], "lifetime", 0); err != nil {
+		return nil, err
+	}
+	if err := h.checkEnrolment(record, secret, k.lifetime.Bytes()); err != nil {
 		return nil, err
 	}
 	for _, w := range h.epochs {
@@ -480,12 +486,15 @@ func (s *Store) Info() Info {
 	info := Info{
 		StoreID: h.storeID, InstanceID: h.instanceID, Created: h.created, Locked: true, Escrow: append([]string(nil), h.escrow...),
 		Generation: h.generation, Epoch: h.epochs[0].number, EpochRotating: len(h.epochs) > 1,
-		Unclean: s.unclean, Damaged: s.damaged.Load(), Rollback: "not detectable",
+		Unclean: s.unclean, Backups: slices.Clone(h.backups), Damaged: s.damaged.Load(), Rollback: "not detectable",
 	}
 	if state := s.snapshot.Load(); state != nil {
 		info.Locked = false
 		info.Keys = state.keys
 		info.ErasurePending = state.pending + state.pendingOld
+		if text := olderBackups(h.backups, state.erased); text != "" {
+			info.Warnings = append(info.Warnings, text)
+		}
 		if state.seals > maxSeals {
 			info.Warnings = append(info.Warnings, "the epoch key was used very often: rotate the epoch")
 		}

@@ -341,6 +341,42 @@ func TestAliasesFindVersions(t *testing.T) {
 	}
 }
 
+func TestAliasesFollowThePublicPart(t *testing.T) {
+	s := newStore(t)
+	mustApply(t, s, testKey("app/k", keyspec.Ed25519, 32), testKey("app/other", keyspec.Ed25519, 32))
+	first := testPublic("app/k", 1)
+	thumb := func(certificate []byte) []byte { sum := sha256.Sum256(certificate); return sum[:] }
+	attach := func(name keyspec.Name, p Public) {
+		t.Helper()
+		k, err := s.Get(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		mustApply(t, s, Change{Key: k, Public: map[keyspec.Version]Public{1: p}})
+	}
+	finds := func(certificate []byte, want keyspec.Name) {
+		t.Helper()
+		ref, err := s.Alias(AliasThumbprint, thumb(certificate))
+		if want == "" && !errors.Is(err, ErrNotFound) || want != "" && (err != nil || ref.Name != want) {
+			t.Errorf("%s: %v %v, want %q", certificate, ref, err, want)
+		}
+	}
+	second := Public{SPKI: first.SPKI, Chain: [][]byte{[]byte("renewed")}}
+	attach("app/k", second)
+	finds(first.Chain[0], "")
+	finds(second.Chain[0], "app/k")
+	attach("app/k", second) // the same again
+	finds(second.Chain[0], "app/k")
+	attach("app/other", second) // the alias goes to who comes last, and stays there
+	finds(second.Chain[0], "app/other")
+	attach("app/k", Public{SPKI: first.SPKI})
+	finds(second.Chain[0], "app/other")
+	spki := sha256.Sum256(first.SPKI)
+	if ref, err := s.Alias(AliasSPKI, spki[:]); err != nil || ref.Name != "app/k" {
+		t.Errorf("%v %v", ref, err)
+	}
+}
+
 func TestRequestKeysMakeCommitsIdempotent(t *testing.T) {
 	now := testTime
 	dir := testDir(t)

@@ -177,8 +177,8 @@ type transaction struct {
 	spoiled  error // the edit was left half done
 }
 
-// put writes value, or deletes the key if value is nil.
-type put struct{ bucket, key, value []byte }
+// put writes value or, if that is nil, deletes the key; if was is not nil, only when the key has that value.
+type put struct{ bucket, key, value, was []byte }
 
 func (s *Store) begin() *transaction {
 	return &transaction{s: s, edit: s.newEdit(s.snapshot.Load()), requests: make(map[[32]byte]recordKey)}
@@ -217,18 +217,21 @@ func (t *transaction) stage(p *prepared) error {
 		if c.expected == 0 {
 			t.edit.head.keys++
 		}
-		t.edit.head.pending += uint64(c.erased)
+		if c.erased > 0 {
+			t.edit.head.pending += uint64(c.erased)
+			t.edit.head.erased = t.edit.head.sequence + 1 // what this commit will be
+		}
 		t.bump = t.bump || c.bump
 		t.puts = append(t.puts, c.puts...)
 	}
 	if len(p.audit) > 0 {
 		seq := t.edit.head.outboxNext
 		t.edit.head.outboxNext++
-		t.puts = append(t.puts, put{bucketOutbox, binary.BigEndian.AppendUint64(nil, seq), t.s.sealOutbox(seq, p.audit)})
+		t.puts = append(t.puts, put{bucket: bucketOutbox, key: binary.BigEndian.AppendUint64(nil, seq), value: t.s.sealOutbox(seq, p.audit)})
 	}
 	if p.hasRequest {
 		t.requests[p.request] = p.answer
-		t.puts = append(t.puts, put{bucketRequest, p.request[:], t.s.encodeRequest(p.request, p.answer)})
+		t.puts = append(t.puts, put{bucket: bucketRequest, key: p.request[:], value: t.s.encodeRequest(p.request, p.answer)})
 	}
 	return nil
 }
@@ -281,10 +284,11 @@ func (t *transaction) commit() error {
 			}
 			for _, p := range t.puts {
 				b := tx.Bucket(p.bucket)
-				if p.value == nil {
-					err = b.Delete(p.key)
-				} else {
+				switch {
+				case p.value != nil:
 					err = b.Put(p.key, p.value)
+				case p.was == nil || bytes.Equal(p.was, b.Get(p.key)):
+					err = b.Delete(p.key)
 				}
 				if err != nil {
 					return err

@@ -53,13 +53,10 @@ of the keystore. The daemon goes on serving meanwhile.`,
 				return err
 			}
 			p.end()
-			for _, name := range begun.NotKept {
-				a.say("not in the backup, because it dies with its device: %s", name)
-			}
 			if out.path == "-" {
 				return nil // standard output is the backup
 			}
-			view := map[string]any{"bytes": written, "recipients": orEmpty(begun.Recipients), "not_kept": orEmpty(begun.NotKept)}
+			view := map[string]any{"bytes": written, "recipients": orEmpty(begun.Recipients)}
 			return a.print(view, func(w io.Writer) {
 				fmt.Fprintf(w, "%s written, %s, for %s\n", out.path, size(written), strings.Join(begun.Recipients, ", "))
 			})
@@ -124,6 +121,7 @@ func (f *identityFlags) read(a *app) ([]age.Identity, error) {
 }
 
 type manifestView struct {
+	ID           string   `json:"id"`
 	StoreID      string   `json:"store_id"`
 	InstanceID   string   `json:"instance_id"`
 	Created      string   `json:"created"`
@@ -133,21 +131,19 @@ type manifestView struct {
 	AuditHead    string   `json:"audit_head"`
 	PolicyDigest string   `json:"policy_digest"`
 	Escrow       []string `json:"escrow"`
-	NotEscrowed  []string `json:"not_escrowed"`
 }
 
 func viewManifest(m keystore.Manifest) manifestView {
 	return manifestView{
+		hex.EncodeToString(m.ID[:]),
 		hex.EncodeToString(m.StoreID[:]), hex.EncodeToString(m.InstanceID[:]), m.Created.UTC().Format(time.RFC3339), m.Epoch,
 		m.Generation, m.Keys, hex.EncodeToString(m.AuditHead), hex.EncodeToString(m.PolicyDigest), orEmpty(m.Escrow),
-		orEmpty(m.NotEscrowed),
 	}
 }
 
 func writeManifest(w io.Writer, m keystore.Manifest) {
 	fields(w, "Store", hex.EncodeToString(m.StoreID[:]), "Made", m.Created.Local().Format("2006-01-02 15:04:05"),
-		"Epoch", number(m.Epoch), "Keys", number(m.Keys), "Escrow", strings.Join(m.Escrow, ", "),
-		"Not in it", strings.Join(m.NotEscrowed, ", "))
+		"Epoch", number(m.Epoch), "Keys", number(m.Keys), "Escrow", strings.Join(m.Escrow, ", "))
 }
 
 func newBackupVerify(a *app) *cobra.Command {

@@ -106,8 +106,6 @@ func (a *app) examine(ctx context.Context, selfTest bool) (findings []finding, f
 		check := fmt.Sprintf("slot %d (%s)", slot.ID, slot.Kind)
 		recovery = recovery || slot.Kind == "recovery"
 		switch {
-		case slot.Stale:
-			add("problem", check, "was not there when the root key was rotated", fmt.Sprintf("kmsctl slot remove %d, then kmsctl slot add", slot.ID))
 		case slot.Health == "" || slot.Health == "ready" || slot.Health == "locked" && slot.Kind == "recovery":
 			add("ok", check, slot.Health, "")
 		default:

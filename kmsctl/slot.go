@@ -23,9 +23,6 @@ func writeSlots(w io.Writer, slots []proto.Slot) {
 		if s.Until != 0 {
 			health += " until " + day(s.Until)
 		}
-		if s.Stale {
-			health += ", stale"
-		}
 		rows = append(rows, []string{number(s.ID), s.Kind, s.Label, health, day(s.Created), s.Level})
 	}
 	table(w, rows)

@@ -66,11 +66,10 @@ type slotView struct {
 	Until   string `json:"until,omitempty"`
 	Binding string `json:"binding"`
 	Created string `json:"created"`
-	Stale   bool   `json:"stale"`
 }
 
 func viewSlot(s proto.Slot) slotView {
-	return slotView{s.ID, s.Kind, s.Label, s.Level, s.Health, stamp(s.Until), s.Binding, stamp(s.Created), s.Stale}
+	return slotView{s.ID, s.Kind, s.Label, s.Level, s.Health, stamp(s.Until), s.Binding, stamp(s.Created)}
 }
 
 func viewSlots(slots []proto.Slot) []slotView {

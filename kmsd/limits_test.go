@@ -92,7 +92,7 @@ func TestRepliesFitTheirFrames(t *testing.T) {
 
 	slot := proto.Slot{
 		ID: 1<<32 - 1, Kind: long(32), Label: long(255), Level: long(255), Health: long(4096), Until: maxTime, Binding: long(255),
-		Created: maxTime, Stale: true,
+		Created: maxTime,
 	}
 	slots := make([]proto.Slot, keyspec.MaxSlots)
 	for i := range slots {

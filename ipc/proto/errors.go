@@ -31,7 +31,7 @@ const (
 	CodeAuthFailed         Code = "auth_failed"         // wrong PIN, passphrase or recovery key
 	CodeLockedOut          Code = "locked_out"          // the device refuses further attempts for now
 	CodeAbsent             Code = "absent"              // the device is not there
-	CodeReplaced           Code = "replaced"            // the device is not the one that was enrolled
+	CodeReplaced           Code = "replaced"            // the device is not the one that was enrolled, or the store is not the one the slot was made for
 	CodeMisconfigured      Code = "misconfigured"       // the device is there but cannot be used as configured
 	CodeRollback           Code = "rollback"            // the store is older than its counter
 	CodeDamaged            Code = "damaged"             // the record, or the store, failed its integrity check

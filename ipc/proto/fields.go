@@ -9,7 +9,6 @@ const (
 	maxWarning     = 512              // a warning of status
 	maxSlotText    = 192              // label, level, health and binding of a slot
 	maxFinding     = 512              // a finding of a verification
-	maxNotKept     = 100              // namespaces a backup does not keep
 	maxAAD         = 16 << 10         // additional data of an AEAD
 	maxInfo        = 1 << 10          // salt and info of HKDF, label of OAEP
 	maxSecret      = 4 << 10          // PIN, passphrase, recovery key, share
@@ -120,7 +119,6 @@ func (m *Slot) fields(f *fields) {
 	f.i64("until", &m.Until)
 	f.text("binding", &m.Binding, maxSlotText)
 	f.i64("created", &m.Created)
-	f.bool("stale", &m.Stale)
 }
 
 func (m *CapabilitiesReply) fields(f *fields) { list(f, "algorithms", &m.Algorithms, maxList) }
@@ -518,7 +516,6 @@ func (m *BackupCreate) fields(f *fields) {
 func (m *BackupReply) fields(f *fields) {
 	f.u64("stream", &m.Stream)
 	f.strs("recipients", &m.Recipients, 2*keyspec.MaxRecipients, keyspec.MaxRecipient)
-	f.strs("not_kept", &m.NotKept, maxNotKept, keyspec.MaxApplication)
 }
 
 func (m *AuditTail) fields(f *fields) {

@@ -86,7 +86,6 @@ type Slot struct {
 	Until   int64  // end of a lock-out, 0 when there is none
 	Binding string // TPM SRK name, token serial, file
 	Created int64
-	Stale   bool
 }
 
 // CapabilitiesReply lists what can be done, as data.
@@ -538,7 +537,6 @@ type BackupCreate struct{ Recipients []string }
 type BackupReply struct {
 	Stream     uint64
 	Recipients []string // all, with those of the escrow
-	NotKept    []string // keys that die with their device
 }
 
 // AuditTail asks for entries from number From on, at most Limit; From 0 with Last true means the last Limit ones.
