@@ -175,6 +175,9 @@ func handleInit(c *call) (proto.Message, error) {
 			return err
 		}
 		d.adopt(s)
+		if c.Err() != nil && len(recovery) > 0 {
+			d.log.Error("the client was gone before it had the recovery key: remove that slot and add another")
+		}
 		if err := d.unlocked(); err != nil { // the keystore is made all the same, and its recovery key is wanted
 			d.log.Error("the new keystore stays locked", "error", err)
 		}

@@ -105,7 +105,7 @@ func (e *Engine) MACVerify(ctx context.Context, c *Caller, ref keyspec.Ref, data
 	return v, err
 }
 
-// Peek returns the mechanism of a key that is in the cache, or nil, and whether this use of it will wait for the disk: what it
+// Peek returns the mechanism of a key that is in the cache, or nil, and whether this use of it may wait for the disk: what it
 // takes to choose a lane.
 //
 // Invariant: for a key that the caller has no grant for it returns the same as for one that does not exist, since the time
@@ -115,20 +115,22 @@ func (e *Engine) Peek(c *Caller, op string, name keyspec.Name) (row *mechanism.R
 	if !policy.Decide(e.policy.Load(), &r).Allowed {
 		return nil, false
 	}
+	seals := false // and so may have to reserve invocations
+	switch op {
+	case "encrypt", "rewrap", "data_key", "stream_begin":
+		seals = true
+	}
 	key, ok := e.keys.peek(name)
 	if !ok {
-		return nil, false
+		return nil, seals
 	}
 	row, err := mechanism.Lookup(key.Algorithm)
 	if err != nil {
 		return nil, false
 	}
 	waits = key.Durable
-	if row.Kind == mechanism.KindAEAD && !waits {
-		switch op {
-		case "encrypt", "rewrap", "data_key", "stream_begin":
-			waits = e.counters.spent(keyspec.Ref{Name: name, Version: current(key, e.now())})
-		}
+	if seals && row.Kind == mechanism.KindAEAD && !waits {
+		waits = e.counters.spent(keyspec.Ref{Name: name, Version: current(key, e.now())})
 	}
 	return row, waits
 }

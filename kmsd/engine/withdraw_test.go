@@ -193,6 +193,12 @@ func TestUsableVia(t *testing.T) {
 func TestPeekAsksThePolicy(t *testing.T) {
 	h := newHouse(t)
 	h.create("APP/e", keyspec.AES256GCM)
+	if row, waits := h.Peek(h.app, "encrypt", "APP/e"); row != nil || !waits {
+		t.Errorf("before the first use the owner sees %v, %v", row, waits)
+	}
+	if _, waits := h.Peek(h.app, "encrypt", "APP/none"); !waits {
+		t.Error("a key that does not exist is told from one that was not used yet")
+	}
 	h.encrypt("APP/e", "x") // the reservation changes the key, which is read again
 	sealed := h.encrypt("APP/e", "x")
 	if row, waits := h.Peek(h.app, "encrypt", "APP/e"); row == nil || waits {
