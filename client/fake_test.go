@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -603,7 +604,7 @@ func TestHostileServer(t *testing.T) {
 func TestTooLarge(t *testing.T) {
 	f := newFake(t, random)
 	c := f.dial()
-	err := c.Call(t.Context(), proto.OpSign, &proto.Sign{Key: "a", Data: make([]byte, 1<<20)}, nil, nil)
+	err := c.Call(t.Context(), proto.OpSign, &proto.Sign{Key: "a", Data: make([]byte, 1<<20+1)}, nil, nil)
 	if !errors.Is(err, ErrTooLarge) {
 		t.Errorf("%v", err)
 	}
@@ -616,6 +617,7 @@ func TestSocketPath(t *testing.T) {
 	dir := t.TempDir()
 	t.Setenv("KMSD_SOCKET", "")
 	t.Setenv("XDG_RUNTIME_DIR", dir)
+	t.Setenv("XDG_STATE_HOME", dir)
 	for _, test := range []struct {
 		want string
 		opts []Option
@@ -629,6 +631,33 @@ func TestSocketPath(t *testing.T) {
 		if got := SocketPath(test.opts...); got != test.want {
 			t.Errorf("%s, want %s", got, test.want)
 		}
+	}
+	// A daemon without a runtime directory has its sockets in the state directory.
+	t.Setenv("XDG_STATE_HOME", "")
+	t.Setenv("HOME", dir)
+	own := filepath.Join(dir, ".local/state/kmsd/run/kmsd.sock")
+	touch := func(path string) {
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	touch(own)
+	if got := SocketPath(); got != own {
+		t.Errorf("%s, want %s", got, own)
+	}
+	t.Setenv("XDG_STATE_HOME", filepath.Join(dir, "s"))
+	own = filepath.Join(dir, "s/kmsd/run/kmsd.sock")
+	touch(own)
+	if got := SocketPath(); got != own {
+		t.Errorf("%s, want %s", got, own)
+	}
+	own = filepath.Join(dir, "kmsd/kmsd.sock")
+	touch(own)
+	if got := SocketPath(); got != own {
+		t.Errorf("%s, want %s", got, own)
 	}
 	t.Setenv("KMSD_SOCKET", dir)
 	if got := SocketPath(); got != dir+"/kmsd.sock" {

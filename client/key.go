@@ -49,7 +49,7 @@ func (c *Client) newKey(ctx context.Context, ref string, info KeyInfo) (*Key, er
 	if k.version == 0 {
 		k.version = keyspec.Version(info.Current)
 	}
-	if isAsymmetric(k.Algorithm()) {
+	if k.Algorithm().Asymmetric() {
 		var reply proto.PublicReply
 		if err := c.Call(ctx, proto.OpPublic, &proto.KeyRef{Key: ref}, &reply, nil); err != nil {
 			return nil, err
@@ -61,15 +61,6 @@ func (c *Client) newKey(ctx context.Context, ref string, info KeyInfo) (*Key, er
 	}
 	k.pinned = keyspec.Ref{Name: parsed.Name, Version: k.version}.String()
 	return k, nil
-}
-
-func isAsymmetric(a keyspec.Algorithm) bool {
-	switch a {
-	case keyspec.AES128GCM, keyspec.AES256GCM, keyspec.ChaCha20Poly1305,
-		keyspec.HMACSHA256, keyspec.HMACSHA384, keyspec.HMACSHA512, keyspec.HKDFSHA256:
-		return false
-	}
-	return true
 }
 
 func parsePublic(a keyspec.Algorithm, spki []byte) (crypto.PublicKey, error) {

@@ -181,16 +181,24 @@ func (k *Key) UnwrapKey(ctx context.Context, wrapped []byte, spec KeySpec) (*Key
 	return k.client.makeKey(ctx, proto.OpUnwrap, &proto.Unwrap{Key: k.ref, Wrapped: wrapped, New: spec})
 }
 
-// Random returns n random bytes from kmsd, at most 60 KiB.
+// MaxRandom is how many bytes Random returns at most.
+const MaxRandom = 1 << 20
+
+// Random returns n random bytes from kmsd, at most [MaxRandom]. Above 60 KiB that takes several requests.
 func (c *Client) Random(ctx context.Context, n int) ([]byte, error) {
-	if n < 0 || n > proto.MaxData {
-		return nil, fmt.Errorf("%w: %d random bytes, at most %d", ErrTooLarge, n, proto.MaxData)
+	if n < 0 || n > MaxRandom {
+		return nil, fmt.Errorf("%w: %d random bytes, at most %d", ErrTooLarge, n, MaxRandom)
 	}
-	var reply proto.RandomReply
-	if err := c.Call(ctx, proto.OpRandom, &proto.Random{Bytes: uint32(n)}, &reply, nil); err != nil {
-		return nil, err
+	data := make([]byte, 0, n)
+	for {
+		var reply proto.RandomReply
+		if err := c.Call(ctx, proto.OpRandom, &proto.Random{Bytes: uint32(min(n-len(data), proto.MaxData))}, &reply, nil); err != nil {
+			return nil, err
+		}
+		if data = append(data, reply.Data...); len(data) >= n || len(reply.Data) == 0 {
+			return data, nil
+		}
 	}
-	return reply.Data, nil
 }
 
 // Whoami returns this process as kmsd sees it.

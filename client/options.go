@@ -31,7 +31,8 @@ type options struct {
 }
 
 // WithSocket names the socket, or the directory of the sockets. Without it the environment variable KMSD_SOCKET does,
-// and without that the sockets are looked for in $XDG_RUNTIME_DIR/kmsd, then in /run/kmsd.
+// and without that the sockets are looked for in $XDG_RUNTIME_DIR/kmsd, then in $XDG_STATE_HOME/kmsd/run (where a daemon
+// without a runtime directory has them; by default ~/.local/state/kmsd/run), then in /run/kmsd.
 func WithSocket(path string) Option { return func(o *options) { o.socket = path } }
 
 // WithAdmin takes the admin socket where the path is a directory or the default.
@@ -77,11 +78,27 @@ func (o *options) path() string {
 		}
 		return path
 	}
-	if runtime := os.Getenv("XDG_RUNTIME_DIR"); runtime != "" {
-		own := filepath.Join(runtime, "kmsd", name)
+	for _, dir := range userDirectories() {
+		own := filepath.Join(dir, name)
 		if _, err := os.Stat(own); err == nil {
 			return own
 		}
 	}
 	return filepath.Join(systemDirectory, name)
+}
+
+// userDirectories lists where the user's own daemon may have its sockets.
+func userDirectories() []string {
+	var dirs []string
+	if runtime := os.Getenv("XDG_RUNTIME_DIR"); runtime != "" {
+		dirs = append(dirs, filepath.Join(runtime, "kmsd"))
+	}
+	state := os.Getenv("XDG_STATE_HOME")
+	if home := os.Getenv("HOME"); state == "" && home != "" {
+		state = filepath.Join(home, ".local", "state")
+	}
+	if state != "" {
+		dirs = append(dirs, filepath.Join(state, "kmsd", "run"))
+	}
+	return dirs
 }

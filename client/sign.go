@@ -57,7 +57,7 @@ func (k *Key) SignMessage(rand io.Reader, msg []byte, opts crypto.SignerOpts) ([
 }
 
 // SignReader signs everything r gives with the named scheme, or with the default of the key if scheme is empty. The data
-// are hashed in this process; for Ed25519, which cannot sign a digest, more than 60 KiB is refused with [ErrTooLarge].
+// are hashed in this process; for Ed25519, which cannot sign a digest, more than 1 MiB is refused with [ErrTooLarge].
 func (k *Key) SignReader(ctx context.Context, r io.Reader, scheme keyspec.Scheme) ([]byte, error) {
 	p := &proto.Sign{Key: k.pinned, Scheme: string(scheme)}
 	message, digest, err := k.digest(r, &p.Scheme)
@@ -87,14 +87,14 @@ func (k *Key) VerifyReader(ctx context.Context, r io.Reader, signature []byte, s
 // replaced by the default of the key.
 func (k *Key) digest(r io.Reader, scheme *string) (message, digest []byte, err error) {
 	if *scheme == "" {
-		if *scheme, err = k.defaultScheme(); err != nil {
-			return nil, nil, err
+		if *scheme = string(k.Algorithm().SignatureScheme()); *scheme == "" {
+			return nil, nil, k.unsupported("sign")
 		}
 	}
-	hash := schemeHash(keyspec.Scheme(*scheme))
+	hash := keyspec.Scheme(*scheme).Hash()
 	if hash == 0 {
-		message, err = io.ReadAll(io.LimitReader(r, proto.MaxData+1))
-		if err == nil && len(message) > proto.MaxData {
+		message, err = io.ReadAll(io.LimitReader(r, proto.MaxMessage+1))
+		if err == nil && len(message) > proto.MaxMessage {
 			err = errMessageTooLarge
 		}
 		return message, nil, err
@@ -107,7 +107,7 @@ func (k *Key) digest(r io.Reader, scheme *string) (message, digest []byte, err e
 }
 
 func (k *Key) signEd25519(ctx context.Context, message []byte) ([]byte, error) {
-	if len(message) > proto.MaxData {
+	if len(message) > proto.MaxMessage {
 		return nil, errMessageTooLarge
 	}
 	return k.sign(ctx, &proto.Sign{Key: k.pinned, Scheme: string(keyspec.PureEd25519), Data: message})
@@ -116,7 +116,7 @@ func (k *Key) signEd25519(ctx context.Context, message []byte) ([]byte, error) {
 // errMessageTooLarge says why, and what to do: Ed25519 reads the message twice (RFC 8032 section 5.1.6), so kmsd would
 // have to keep it whole.
 var errMessageTooLarge = fmt.Errorf("%w: Ed25519 signs the message itself, at most %d bytes; sign a digest of it, or use an ECDSA or RSA key",
-	ErrTooLarge, proto.MaxData)
+	ErrTooLarge, proto.MaxMessage)
 
 func (k *Key) sign(ctx context.Context, p *proto.Sign) ([]byte, error) {
 	var reply proto.SignReply
@@ -156,34 +156,6 @@ func (k *Key) scheme(opts crypto.SignerOpts) (keyspec.Scheme, crypto.Hash, error
 		return keyspec.Scheme("rsa-pss-" + name), hash, nil
 	}
 	return "", 0, k.unsupported("sign")
-}
-
-func (k *Key) defaultScheme() (string, error) {
-	switch k.Algorithm() {
-	case keyspec.RSA2048, keyspec.RSA3072, keyspec.RSA4096:
-		return string(keyspec.RSAPSSSHA256), nil
-	case keyspec.ECDSAP256:
-		return string(keyspec.ECDSASHA256), nil
-	case keyspec.ECDSAP384:
-		return string(keyspec.ECDSASHA384), nil
-	case keyspec.ECDSAP521:
-		return string(keyspec.ECDSASHA512), nil
-	case keyspec.Ed25519:
-		return string(keyspec.PureEd25519), nil
-	}
-	return "", k.unsupported("sign")
-}
-
-func schemeHash(s keyspec.Scheme) crypto.Hash {
-	switch {
-	case strings.HasSuffix(string(s), "-sha256"):
-		return crypto.SHA256
-	case strings.HasSuffix(string(s), "-sha384"):
-		return crypto.SHA384
-	case strings.HasSuffix(string(s), "-sha512"):
-		return crypto.SHA512
-	}
-	return 0
 }
 
 // Decrypt implements [crypto.Decrypter] for RSA keys. opts is an *rsa.OAEPOptions with SHA-256 for both hashes; there is

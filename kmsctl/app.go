@@ -27,7 +27,8 @@ type app struct {
 	timeout time.Duration
 
 	client  *client.Client
-	running bool // a command has begun, so that a failure is no longer a matter of usage
+	widths  columns // of the table of audit entries
+	running bool    // a command has begun, so that a failure is no longer a matter of usage
 }
 
 func newApp(stdin io.Reader, stdout, stderr io.Writer) *app {

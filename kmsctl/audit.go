@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -108,8 +110,36 @@ func (a *app) printEntries(entries []proto.AuditEntry) error {
 	for _, e := range entries {
 		rows = append(rows, auditRow(e))
 	}
+	for _, row := range rows {
+		a.widths.grow(row)
+	}
 	table(a.stdout, rows)
 	return nil
+}
+
+// columns are the widths of the columns of a table that goes on growing, in characters.
+type columns []int
+
+func (c *columns) grow(row []string) {
+	for i, cell := range row {
+		if i == len(*c) {
+			*c = append(*c, 1)
+		}
+		(*c)[i] = max((*c)[i], utf8.RuneCountInString(printable(cell)))
+	}
+}
+
+// pad fills the cells of row, but the last, up to their columns, which grow with it.
+func (c *columns) pad(row []string) []string {
+	c.grow(row)
+	for i := range row[:len(row)-1] {
+		cell := printable(row[i])
+		if cell == "" {
+			cell = "-"
+		}
+		row[i] = cell + strings.Repeat(" ", (*c)[i]-utf8.RuneCountInString(cell))
+	}
+	return row
 }
 
 // printEntry prints one entry that came while following, when the widths of the columns are not known.
@@ -117,12 +147,8 @@ func (a *app) printEntry(e proto.AuditEntry) error {
 	if a.json {
 		return writeJSON(a.stdout, viewAudit(e))
 	}
-	row := auditRow(e)
-	for i := range row {
-		row[i] = printable(row[i])
-	}
-	_, err := fmt.Fprintf(a.stdout, "%-7s %s  %-12s %-14s %-30s %s %s\n", row[0], row[1], row[2], row[3], row[4], row[5], row[6])
-	return err
+	table(a.stdout, [][]string{a.widths.pad(auditRow(e))})
+	return nil
 }
 
 func auditRow(e proto.AuditEntry) []string {
@@ -150,14 +176,17 @@ func auditRow(e proto.AuditEntry) []string {
 func newAuditVerify(a *app) *cobra.Command {
 	var expect string
 	c := uses(&cobra.Command{
-		Use:   "verify DIR [flags]",
+		Use:   "verify [DIR] [flags]",
 		Short: "Check that no entry of the audit log was changed",
-		Long: `Check the audit log in DIR (the directory audit in the state directory of kmsd) without any key. The first entry that was
-changed, removed or moved is named.
+		Long: `Check the audit log of the running daemon, and that it is what the daemon says it has written; this needs the right to
+read its state directory. Without a daemon the log in the default state directory is checked.
+
+With DIR, a directory audit or a copy of one, that log is checked alone, without a daemon and without any key. The first
+entry that was changed, removed or moved is named.
 
 With --head SIZE:ROOT, as printed by an earlier run or by another person, the log must also continue that one: an end that
-was cut off shows only this way. When the daemon answers, its head is compared too.`,
-		Args: exactArgs("DIR"),
+was cut off shows only this way.`,
+		Args: cobra.MaximumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			var want *audit.Head
 			if expect != "" {
@@ -167,36 +196,66 @@ was cut off shows only this way. When the daemon answers, its head is compared t
 				}
 				want = &head
 			}
-			// The daemon is asked first: what it writes after that only makes the log longer.
-			daemon, err := a.daemonHead(c.Context())
-			if err != nil {
-				return err
-			}
-			report, err := audit.Verify(args[0], want)
-			if err != nil {
-				return withHint(err, "keep a copy of %s and compare with a backup", args[0])
-			}
-			compared := false
-			if daemon != nil {
-				if _, err := audit.Verify(args[0], daemon); err != nil {
-					return withHint(fmt.Errorf("the log differs from what the daemon wrote: %w", err), "is %s the log of this daemon?", args[0])
+			var dir string
+			var daemon *audit.Head
+			if len(args) == 1 {
+				dir = args[0]
+			} else {
+				// The daemon is asked first: what it writes after that only makes the log longer.
+				var err error
+				if daemon, err = a.daemonHead(c.Context()); err != nil {
+					return err
 				}
-				compared = true
+				if dir, err = a.auditDir(c.Context()); err != nil {
+					return err
+				}
 			}
+			report, err := audit.Verify(dir, want)
+			if err != nil {
+				return withHint(err, "keep a copy of %s and compare with a backup", dir)
+			}
+			if daemon != nil {
+				if _, err := audit.Verify(dir, daemon); err != nil {
+					return withHint(fmt.Errorf("the log differs from what the daemon wrote: %w", err), "keep a copy of %s and compare with a backup", dir)
+				}
+			}
+			compared := daemon != nil
 			head := fmt.Sprintf("%d:%s", report.Head.Size, hex.EncodeToString(report.Head.Root[:]))
-			view := map[string]any{"entries": report.Entries, "segments": report.Segments, "head": head, "compared_with_daemon": compared}
+			view := map[string]any{"log": dir, "entries": report.Entries, "segments": report.Segments, "head": head, "compared_with_daemon": compared}
 			return a.print(view, func(w io.Writer) {
-				against := "no, it does not answer"
+				against := "not asked"
 				if compared {
 					against = "yes"
 				}
-				fields(w, "Entries", number(report.Entries), "Files", number(report.Segments), "Head", head, "Same as daemon's", against)
+				fields(w, "Log", dir, "Entries", number(report.Entries), "Files", number(report.Segments), "Head", head, "Same as daemon's", against)
 				fmt.Fprintln(w, "\nNo entry was changed. Keep the head apart from this machine to notice a cut-off end later.")
 			})
 		},
 	}, proto.OpAuditHead)
 	c.Flags().StringVar(&expect, "head", "", "SIZE:ROOT that the log must continue")
 	return c
+}
+
+// auditDir returns where the audit log of the daemon is: as an administrator is told, else in the default place.
+func (a *app) auditDir(ctx context.Context) (string, error) {
+	var status proto.Status
+	err := a.call(ctx, proto.OpStatus, &proto.Empty{}, &status)
+	if err != nil && !errors.Is(err, client.ErrUnreachable) {
+		return "", err
+	}
+	if status.StateDir != "" {
+		return filepath.Join(status.StateDir, "audit"), nil
+	}
+	state := os.Getenv("XDG_STATE_HOME")
+	if home := os.Getenv("HOME"); state == "" && home != "" {
+		state = filepath.Join(home, ".local", "state")
+	}
+	for _, dir := range []string{filepath.Join(state, "kmsd", "audit"), "/var/lib/kmsd/audit"} {
+		if _, err := os.Stat(dir); err == nil {
+			return dir, nil
+		}
+	}
+	return "", withHint(errors.New("there is no audit log in the default places"), "kmsctl audit verify STATE/audit")
 }
 
 // daemonHead returns the head the daemon reports, nil when there is none to ask.

@@ -84,8 +84,8 @@ func (f *certOut) register(c *cobra.Command) {
 	f.outFlags.register(c)
 }
 
-// write writes list as PEM, or its one element as DER.
-func (f *certOut) write(a *app, kind string, list [][]byte) error {
+// write writes list, which belongs to key, as PEM, or its one element as DER.
+func (f *certOut) write(a *app, key, kind string, list [][]byte) error {
 	var out []byte
 	switch f.format {
 	case "pem":
@@ -100,7 +100,8 @@ func (f *certOut) write(a *app, kind string, list [][]byte) error {
 	default:
 		return usagef("--format is pem or der, not %q", f.format)
 	}
-	return a.writeResult(f.outFlags, out, f.format == "der", modePublic)
+	name := strings.ToLower(strings.ReplaceAll(kind, " ", "_"))
+	return a.writeResult(f.outFlags, name, map[string]any{"key": key, "format": f.format, "count": len(list)}, out, f.format == "der", modePublic)
 }
 
 func newCertCSR(a *app) *cobra.Command {
@@ -116,7 +117,7 @@ func newCertCSR(a *app) *cobra.Command {
 			if err := a.call(c.Context(), proto.OpCertRequest, &proto.CertRequest{Key: args[0], Subject: subject.Subject}, &r); err != nil {
 				return err
 			}
-			return out.write(a, "CERTIFICATE REQUEST", r.Chain)
+			return out.write(a, args[0], "CERTIFICATE REQUEST", r.Chain)
 		},
 	}, proto.OpCertRequest)
 	subject.register(c)
@@ -142,7 +143,7 @@ func newCertSelfSign(a *app) *cobra.Command {
 			if err := a.call(c.Context(), proto.OpCertSelfSign, &proto.CertSelfSign{Key: args[0], Subject: subject.Subject, Profile: p}, &r); err != nil {
 				return err
 			}
-			return out.write(a, "CERTIFICATE", r.Chain)
+			return out.write(a, args[0], "CERTIFICATE", r.Chain)
 		},
 	}, proto.OpCertSelfSign)
 	subject.register(c)
@@ -192,7 +193,7 @@ a file. The result is the chain, leaf first.`,
 			if request != "" && out.format == "der" && len(r.Chain) > 1 {
 				r.Chain = r.Chain[:1]
 			}
-			return out.write(a, "CERTIFICATE", r.Chain)
+			return out.write(a, params.Key, "CERTIFICATE", r.Chain)
 		},
 	}, proto.OpCertIssue)
 	c.Flags().StringVar(&issuer, "issuer", "", "the key that signs")
@@ -213,7 +214,7 @@ func (a *app) chain(ctx context.Context, key string) ([][]byte, error) {
 		return nil, err
 	}
 	if len(r.Chain) == 0 {
-		return nil, withHint(fmt.Errorf("%s has no certificate", key), "kmsctl cert self-sign %[1]s, kmsctl cert issue %[1]s, or kmsctl cert attach %[1]s", key)
+		return nil, withHint(fmt.Errorf("%s has no certificate", key), "kmsctl cert self-sign %[1]s where the key signs, else kmsctl cert issue %[1]s --issuer CA, or kmsctl cert attach %[1]s", key)
 	}
 	return r.Chain, nil
 }
@@ -232,7 +233,7 @@ func newCertShow(a *app) *cobra.Command {
 				return err
 			}
 			if c.Flags().Changed("format") || c.Flags().Changed("out") {
-				return out.write(a, "CERTIFICATE", chain[:1])
+				return out.write(a, args[0], "CERTIFICATE", chain[:1])
 			}
 			var views []certView
 			for _, der := range chain {
@@ -307,7 +308,7 @@ func newCertChain(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return out.write(a, "CERTIFICATE", chain)
+			return out.write(a, args[0], "CERTIFICATE", chain)
 		},
 	}, proto.OpCertGet)
 	out.register(c)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -178,8 +179,9 @@ func newUnlock(a *app) *cobra.Command {
 		Short: "Open a locked keystore",
 		Long: `Open a locked keystore with a PIN, a passphrase, a recovery key or recovery shares.
 
-The secret comes from --pin-file, --pin-fd or the terminal; shares come from files. With --auto no secret is asked for:
-the daemon tries the slots that need none, for example after a device has come back.`,
+First the daemon tries the slots that need nobody, such as a device that has come back; with --auto it stays at that. Only
+when none of them opens, a secret is asked for on the terminal. --pin-file and --pin-fd bring it without being asked, shares
+come from files.`,
 		Args: exactArgs(),
 		RunE: func(c *cobra.Command, args []string) error {
 			params := proto.Unlock{Slot: slot}
@@ -193,6 +195,16 @@ the daemon tries the slots that need none, for example after a device has come b
 					}
 					params.Shares = append(params.Shares, trimText(share))
 				}
+			case !pin.given():
+				// Slots that need nobody come first: there may be nothing to ask for.
+				err := a.call(c.Context(), proto.OpUnlock, &params, &proto.Empty{})
+				if err == nil {
+					return a.print(map[string]string{"state": "ready"}, func(io.Writer) { a.say("unlocked") })
+				}
+				if !needsPerson(err) {
+					return err
+				}
+				fallthrough
 			default:
 				secret, err := pin.read(a, "PIN, passphrase or recovery key")
 				if err != nil {
@@ -213,6 +225,20 @@ the daemon tries the slots that need none, for example after a device has come b
 	c.MarkFlagsMutuallyExclusive("share-file", "auto", "pin-fd")
 	c.MarkFlagsMutuallyExclusive("share-file", "auto", "pin-file")
 	return c
+}
+
+// needsPerson reports whether an attempt to unlock without a secret failed in a way that a secret may mend: no slot opens by
+// itself, or the device of the one that would is not there.
+func needsPerson(err error) bool {
+	var wire *proto.Error
+	if !errors.As(err, &wire) {
+		return false
+	}
+	switch wire.Code {
+	case proto.CodeLocked, proto.CodeAuthFailed, proto.CodeLockedOut, proto.CodeAbsent, proto.CodeReplaced, proto.CodeMisconfigured, proto.CodeDamaged:
+		return true
+	}
+	return false
 }
 
 func newInit(a *app) *cobra.Command {

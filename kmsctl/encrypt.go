@@ -3,14 +3,9 @@ package main
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
 	"crypto/rsa"
-	"crypto/sha256"
-	"crypto/x509"
 	"errors"
-	"fmt"
 	"io"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -60,7 +55,8 @@ With an RSA encryption key up to 446 bytes, less for shorter keys, are encrypted
 				return err
 			}
 			defer r.Close()
-			out, err := a.create(f.out, true, modePublic)
+			view := map[string]any{"key": f.key}
+			out, err := a.createReported(f.out, "ciphertext", view, true, modePublic)
 			if err != nil {
 				return err
 			}
@@ -74,7 +70,8 @@ With an RSA encryption key up to 446 bytes, less for shorter keys, are encrypted
 				if err != nil {
 					return err
 				}
-				if _, err := out.Write(sealed); err != nil {
+				view["version"] = sealed.Version
+				if _, err := out.Write(sealed.Ciphertext); err != nil {
 					return err
 				}
 				return out.commit()
@@ -87,6 +84,7 @@ With an RSA encryption key up to 446 bytes, less for shorter keys, are encrypted
 			if inside {
 				encrypt = key.EncryptStream
 			}
+			view["version"] = key.Version()
 			w, err := encrypt(c.Context(), out, aad)
 			if err != nil {
 				return err
@@ -108,42 +106,19 @@ With an RSA encryption key up to 446 bytes, less for shorter keys, are encrypted
 }
 
 // seal encrypts a message that fits into one request.
-func (a *app) seal(ctx context.Context, key string, data, aad []byte) ([]byte, error) {
+func (a *app) seal(ctx context.Context, key string, data, aad []byte) (*proto.EncryptReply, error) {
 	var r proto.EncryptReply
 	err := a.call(ctx, proto.OpEncrypt, &proto.Encrypt{Key: key, Data: data, AAD: aad}, &r)
-	if err == nil {
-		return r.Ciphertext, nil
-	}
-	if !isCode(err, proto.CodeUsage, proto.CodeUnsupported, proto.CodeInvalid) {
-		return nil, err
-	}
-	// Encryption to an RSA key takes only its public half, so it is done here.
-	public, publicErr := a.public(ctx, key)
-	if publicErr != nil || !strings.HasPrefix(public.Algorithm, "rsa-") {
-		return nil, err
-	}
-	parsed, parseErr := x509.ParsePKIXPublicKey(public.SPKI)
-	to, ok := parsed.(*rsa.PublicKey)
-	if parseErr != nil || !ok {
-		return nil, err
-	}
-	if limit := to.Size() - 2*sha256.Size - 2; len(data) > limit {
-		return nil, withHint(fmt.Errorf("RSA-OAEP with this key encrypts at most %d bytes", limit), "kmsctl packet encrypt --key %s, or an AEAD key", key)
-	}
-	return rsa.EncryptOAEP(sha256.New(), rand.Reader, to, data, aad)
-}
-
-func isCode(err error, codes ...proto.Code) bool {
 	var wire *proto.Error
-	if !errors.As(err, &wire) {
-		return false
-	}
-	for _, c := range codes {
-		if wire.Code == c {
-			return true
+	if errors.As(err, &wire) {
+		switch wire.Code {
+		case proto.CodeUsage:
+			err = withHint(err, "only keys that decrypt encrypt: kmsctl key create NAME --alg aes-256-gcm, or --alg rsa-3072 --usage encrypt,decrypt")
+		case proto.CodeInvalid, proto.CodeTooLarge:
+			err = withHint(err, "kmsctl packet encrypt --key %s takes data of any size, and so does an AEAD key", key)
 		}
 	}
-	return false
+	return &r, err
 }
 
 func newDecrypt(a *app) *cobra.Command {
@@ -165,7 +140,8 @@ written until then is a true beginning and no more.`,
 				return err
 			}
 			defer r.Close()
-			out, err := a.create(f.out, false, modeSecret)
+			view := map[string]any{"key": f.key}
+			out, err := a.createReported(f.out, "data", view, a.json, modeSecret)
 			if err != nil {
 				return err
 			}
@@ -264,7 +240,8 @@ only the sealed data key is renewed; the segments are copied as they are.`,
 				return err
 			}
 			defer r.Close()
-			out, err := a.create(f.out, true, modePublic)
+			view := map[string]any{"key": f.key}
+			out, err := a.createReported(f.out, "ciphertext", view, true, modePublic)
 			if err != nil {
 				return err
 			}
@@ -290,6 +267,7 @@ only the sealed data key is renewed; the segments are copied as they are.`,
 			if err := a.call(c.Context(), proto.OpRewrap, &proto.Rewrap{Key: f.key, Ciphertext: sealed, AAD: aad}, &renewed); err != nil {
 				return err
 			}
+			view["version"] = renewed.Version
 			if _, err := out.Write(renewed.Ciphertext); err != nil {
 				return err
 			}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"crypto/rand"
 	"encoding/base64"
 	"encoding/hex"
@@ -10,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -42,6 +44,61 @@ type output struct {
 	path  string // empty for a stream, which is written directly
 	temp  string // name of the temporary file, where it has one
 	force bool
+
+	report  *report // with --json
+	written int64   // bytes, with --json
+}
+
+// report is what --json prints of a result once it is complete: the members of view, with the number of bytes and the path of
+// the file, or without a file the result itself under its name.
+type report struct {
+	w    io.Writer
+	name string
+	view map[string]any
+	text bool          // the result is text, not base64
+	held *bytes.Buffer // the result where it has no file
+}
+
+// createReported is create for a result called name, which --json wraps into an object with the members of view.
+func (a *app) createReported(o outFlags, name string, view map[string]any, binary bool, mode fs.FileMode) (*output, error) {
+	out, err := a.create(o, binary && !a.json, mode)
+	if err != nil || !a.json {
+		return out, err
+	}
+	if view == nil {
+		view = make(map[string]any)
+	}
+	out.report = &report{w: a.stdout, name: name, view: view, text: !binary}
+	if o.path == "" || o.path == "-" {
+		out.report.held = new(bytes.Buffer)
+		out.Writer = out.report.held
+	} else {
+		view["path"] = o.path
+	}
+	return out, nil
+}
+
+// Write writes to the file.
+func (o *output) Write(p []byte) (int, error) {
+	n, err := o.Writer.Write(p)
+	o.written += int64(n)
+	return n, err
+}
+
+func (o *output) print() error {
+	r := o.report
+	if r == nil {
+		return nil
+	}
+	r.view["bytes"] = o.written
+	switch {
+	case r.held != nil && r.text:
+		r.view[r.name] = strings.TrimSuffix(r.held.String(), "\n")
+	case r.held != nil:
+		r.view[r.name] = base64Of(r.held.Bytes())
+		clear(r.held.Bytes())
+	}
+	return writeJSON(r.w, r.view)
 }
 
 // create begins the result of a command. Bytes for machines go to a terminal only with --force.
@@ -95,8 +152,15 @@ func tempName(path string) string {
 	return filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+"."+hex.EncodeToString(suffix[:]))
 }
 
-// commit makes the file durable and gives it its name.
+// commit makes the file durable, gives it its name, and reports it with --json.
 func (o *output) commit() error {
+	if err := o.link(); err != nil {
+		return err
+	}
+	return o.print()
+}
+
+func (o *output) link() error {
 	if o.path == "" {
 		return nil
 	}
@@ -163,9 +227,10 @@ func syncDir(dir string) error {
 	return nil
 }
 
-// writeResult writes a result that is in memory.
-func (a *app) writeResult(o outFlags, result []byte, binary bool, mode fs.FileMode) error {
-	out, err := a.create(o, binary, mode)
+// writeResult writes the result called name, which is in memory. With --json it is wrapped into an object with the members
+// of view.
+func (a *app) writeResult(o outFlags, name string, view map[string]any, result []byte, binary bool, mode fs.FileMode) error {
+	out, err := a.createReported(o, name, view, binary, mode)
 	if err != nil {
 		return err
 	}

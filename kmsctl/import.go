@@ -84,7 +84,7 @@ func readMaterial(encoded []byte, algorithm string) ([]byte, string, error) {
 		der = block.Bytes
 		break
 	}
-	if !isPEM && !asymmetric(algorithm) && algorithm != "" {
+	if !isPEM && !keyspec.Algorithm(algorithm).Asymmetric() && algorithm != "" {
 		return bytes.Clone(encoded), algorithm, nil
 	}
 	key, err := parsePrivate(der)
@@ -106,15 +106,6 @@ func readMaterial(encoded []byte, algorithm string) ([]byte, string, error) {
 		return nil, "", errMaterial
 	}
 	return pkcs8, algorithm, nil
-}
-
-func asymmetric(algorithm string) bool {
-	switch keyspec.Algorithm(algorithm) {
-	case keyspec.AES128GCM, keyspec.AES256GCM, keyspec.ChaCha20Poly1305,
-		keyspec.HMACSHA256, keyspec.HMACSHA384, keyspec.HMACSHA512, keyspec.HKDFSHA256:
-		return false
-	}
-	return true
 }
 
 // parsePrivate reads PKCS#8, PKCS#1 or SEC 1. Parse errors are not passed on: they could quote what they read.

@@ -346,7 +346,7 @@ func newKeyRevoke(a *app) *cobra.Command {
 		Use:   "revoke NAME[@N] [flags]",
 		Short: "Take a key out of use for good",
 		Long: `Take a key, or one version, out of use for good. With --reason key-compromise it still verifies, with a warning, and
-does nothing else. With another reason it still verifies, decrypts and unwraps.`,
+decrypts for nobody without an explicit grant. With another reason it still verifies, decrypts and unwraps.`,
 	}, proto.OpKeyRevoke, func(name string) (proto.Message, error) {
 		if _, err := keyspec.ParseReason(reason); err != nil {
 			return nil, withHint(asUsage(err), "--reason is one of: %s", strings.Join(texts(keyspec.Reasons()), " "))

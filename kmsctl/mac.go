@@ -26,24 +26,22 @@ func newMAC(a *app) *cobra.Command {
 			}
 			defer rest.Close()
 			var tag []byte
+			view := map[string]any{"key": key}
 			if data != nil {
 				var r proto.MACReply
 				err = a.call(c.Context(), proto.OpMAC, &proto.MAC{Key: key, Data: data}, &r)
-				tag = r.MAC
+				tag, view["version"] = r.MAC, r.Version
 			} else {
 				tag, err = a.macReader(c.Context(), key, rest)
 			}
 			if err != nil {
 				return err
 			}
-			if a.json && out.path == "-" {
-				return writeJSON(a.stdout, map[string]string{"mac": base64Of(tag)})
-			}
 			result, binary, err := text.encode(tag)
 			if err != nil {
 				return err
 			}
-			return a.writeResult(out, result, binary, modePublic)
+			return a.writeResult(out, "mac", view, result, binary, modePublic)
 		},
 	}, proto.OpMAC, proto.OpStreamBegin, proto.OpStreamUpdate, proto.OpStreamFinish)
 	a.keyFlag(c, &key, "the key")

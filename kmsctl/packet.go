@@ -60,7 +60,7 @@ The packet is encrypted in memory before anything is written. The machine that e
 			if err != nil {
 				return err
 			}
-			return a.writeResult(out, sealed, true, modePublic)
+			return a.writeResult(out, "packet", nil, sealed, true, modePublic)
 		},
 	}, proto.OpCertGet)
 	c.Flags().StringVar(&cert, "cert", "", "certificate of the receiver, PEM or DER")
@@ -104,7 +104,7 @@ func newPacketDecrypt(a *app) *cobra.Command {
 				return err
 			}
 			defer clear(plain)
-			return a.writeResult(out, plain, true, modeSecret)
+			return a.writeResult(out, "data", map[string]any{"key": key}, plain, true, modeSecret)
 		},
 	}, proto.OpDecrypt)
 	a.keyFlag(c, &key, "the key that unwraps")

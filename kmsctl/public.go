@@ -37,7 +37,8 @@ func newPublic(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.writeResult(out, encoded, format == "der", modePublic)
+			return a.writeResult(out, "public_key", map[string]any{"key": args[0], "version": r.Version, "algorithm": r.Algorithm, "format": format},
+				encoded, format == "der", modePublic)
 		},
 	}, proto.OpPublic)
 	c.Flags().StringVar(&format, "format", "pem", "pem, der, jwk or ssh")

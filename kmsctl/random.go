@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/kmsd-project/kmsd/client"
 	"github.com/kmsd-project/kmsd/ipc/proto"
 )
 
@@ -18,24 +19,25 @@ func newRandom(a *app) *cobra.Command {
 		Short: "Write random bytes of the daemon",
 		Args:  exactArgs(),
 		RunE: func(c *cobra.Command, args []string) error {
-			if n == 0 || n > proto.MaxData {
-				return usagef("--bytes is 1 to %d", proto.MaxData)
+			if n == 0 || n > client.MaxRandom {
+				return usagef("--bytes is 1 to %d", client.MaxRandom)
 			}
-			var r proto.RandomReply
-			if err := a.call(c.Context(), proto.OpRandom, &proto.Random{Bytes: n}, &r); err != nil {
-				return err
+			data := make([]byte, 0, n)
+			for len(data) < int(n) {
+				var r proto.RandomReply
+				if err := a.call(c.Context(), proto.OpRandom, &proto.Random{Bytes: min(n-uint32(len(data)), proto.MaxData)}, &r); err != nil {
+					return err
+				}
+				data = append(data, r.Data...)
 			}
-			if a.json && out.path == "-" {
-				return writeJSON(a.stdout, map[string]string{"data": base64Of(r.Data)})
-			}
-			result, binary, err := text.encode(r.Data)
+			result, binary, err := text.encode(data)
 			if err != nil {
 				return err
 			}
-			return a.writeResult(out, result, binary, modeSecret)
+			return a.writeResult(out, "data", nil, result, binary, modeSecret)
 		},
 	}, proto.OpRandom)
-	c.Flags().Uint32Var(&n, "bytes", 0, "how many")
+	c.Flags().Uint32Var(&n, "bytes", 0, "how many, up to 1 MiB")
 	c.MarkFlagRequired("bytes")
 	out.register(c)
 	text.register(c)
@@ -77,7 +79,15 @@ unless --no-plaintext is given. With --sealed-in the sealed form is opened again
 				return err
 			}
 			defer clear(r.Plaintext)
-			if err := a.writeResult(outFlags{path: sealedOut, force: out.force}, r.Ciphertext, true, modePublic); err != nil {
+			sealed, err := a.create(outFlags{path: sealedOut, force: out.force}, true, modePublic)
+			if err != nil {
+				return err
+			}
+			defer sealed.abort()
+			if _, err := sealed.Write(r.Ciphertext); err != nil {
+				return err
+			}
+			if err := sealed.commit(); err != nil {
 				return err
 			}
 			if noPlaintext {
@@ -103,12 +113,9 @@ unless --no-plaintext is given. With --sealed-in the sealed form is opened again
 }
 
 func (a *app) writeDataKey(out *outFlags, text *textFlags, key []byte, version uint32) error {
-	if a.json && out.path == "-" {
-		return writeJSON(a.stdout, map[string]any{"plaintext": base64Of(key), "version": version})
-	}
 	result, binary, err := text.encode(key)
 	if err != nil {
 		return err
 	}
-	return a.writeResult(*out, result, binary, modeSecret)
+	return a.writeResult(*out, "plaintext", map[string]any{"version": version}, result, binary, modeSecret)
 }

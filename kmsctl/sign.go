@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"crypto"
 	_ "crypto/sha256" // for crypto.Hash.New
 	_ "crypto/sha512"
 	"errors"
@@ -22,7 +21,7 @@ type signFlags struct{ key, scheme, encoding, in string }
 
 func (f *signFlags) register(a *app, c *cobra.Command) {
 	a.keyFlag(c, &f.key, "the key, NAME or NAME@N")
-	c.Flags().StringVar(&f.scheme, "scheme", "", "how, such as rsa-pss-sha256 or rsa-pkcs1-sha256 (default: the key's first scheme)")
+	c.Flags().StringVar(&f.scheme, "scheme", "", "how, such as rsa-pss-sha256 or rsa-pkcs1-sha256 (default: by the algorithm)")
 	c.Flags().StringVar(&f.encoding, "encoding", "", "ECDSA signatures as der (default) or p1363")
 	c.Flags().StringVar(&f.in, "in", "-", `data, "-" is standard input`)
 	c.RegisterFlagCompletionFunc("scheme", cobra.FixedCompletions(texts(keyspec.Schemes()), cobra.ShellCompDirectiveNoFileComp))
@@ -73,10 +72,17 @@ func (a *app) signInput(ctx context.Context, f *signFlags) (*signInput, error) {
 			return nil, err
 		}
 	}
-	hash := hashOf(scheme)
+	hash := keyspec.Scheme(scheme).Hash()
 	if hash == 0 {
-		return nil, withHint(fmt.Errorf("%s signs the message itself, and that is at most %s", scheme, size(proto.MaxData)),
-			"sign a digest of the data (sha256sum), or use an ECDSA or RSA key")
+		rest, err := io.ReadAll(io.LimitReader(r, int64(proto.MaxMessage-len(head)+1)))
+		if err != nil {
+			return nil, err
+		}
+		if head = append(head, rest...); len(head) > proto.MaxMessage {
+			return nil, withHint(fmt.Errorf("%s signs the message itself, and that is at most %d bytes", scheme, proto.MaxMessage),
+				"sign a digest of the data (sha256sum), or use an ECDSA or RSA key")
+		}
+		return &signInput{scheme: scheme, data: head}, nil
 	}
 	p := a.progressOf("hashing", total)
 	defer p.end()
@@ -87,31 +93,16 @@ func (a *app) signInput(ctx context.Context, f *signFlags) (*signInput, error) {
 	return &signInput{scheme: scheme, digest: h.Sum(nil)}, nil
 }
 
-// defaultScheme is the scheme the daemon takes when none is named: the first that signs.
+// defaultScheme is the scheme the daemon takes when none is named.
 func (a *app) defaultScheme(ctx context.Context, key string) (string, error) {
 	var k proto.KeyInfo
 	if err := a.call(ctx, proto.OpKeyGet, &proto.KeyRef{Key: key}, &k); err != nil {
 		return "", err
 	}
-	for _, s := range k.Schemes {
-		if s != string(keyspec.RSAOAEPSHA256) {
-			return s, nil
-		}
+	if s := keyspec.Algorithm(k.Algorithm).SignatureScheme(); s != "" {
+		return string(s), nil
 	}
 	return "", withHint(fmt.Errorf("%s is a key of algorithm %s, which does not sign", key, k.Algorithm), "kmsctl capabilities")
-}
-
-// hashOf returns the hash in the name of a scheme, 0 for one that takes the message.
-func hashOf(scheme string) crypto.Hash {
-	switch scheme[strings.LastIndexByte(scheme, '-')+1:] {
-	case "sha256":
-		return crypto.SHA256
-	case "sha384":
-		return crypto.SHA384
-	case "sha512":
-		return crypto.SHA512
-	}
-	return 0
 }
 
 // contextReader ends with the error of a context, so that Ctrl-C ends the reading of a large file.
@@ -134,7 +125,7 @@ func newSign(a *app) *cobra.Command {
 	c := uses(&cobra.Command{
 		Use:     "sign --key NAME --in F --out F [flags]",
 		Short:   "Sign data",
-		Long:    "Sign data. Large data are hashed here and only the digest goes to the daemon; Ed25519 signs the message itself, which is limited in size.",
+		Long:    "Sign data. Large data are hashed here and only the digest goes to the daemon; Ed25519 signs the message itself, which may be up to 1 MiB long.",
 		Example: "  kmsctl sign --key REGISTRATION/10001_110011 --in packet.zip --out packet.sig",
 		Args:    exactArgs(),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -147,14 +138,11 @@ func newSign(a *app) *cobra.Command {
 			if err := a.call(c.Context(), proto.OpSign, &params, &r); err != nil {
 				return err
 			}
-			if a.json && out.path == "-" {
-				return writeJSON(a.stdout, map[string]any{"signature": base64Of(r.Signature), "version": r.Version})
-			}
 			result, binary, err := text.encode(r.Signature)
 			if err != nil {
 				return err
 			}
-			return a.writeResult(out, result, binary, modePublic)
+			return a.writeResult(out, "signature", map[string]any{"key": f.key, "version": r.Version}, result, binary, modePublic)
 		},
 	}, proto.OpSign)
 	f.register(a, c)

@@ -112,7 +112,7 @@ func TestOutputHasNoNameBeforeCommit(t *testing.T) {
 	if _, err := a.create(outFlags{path: path}, true, modeSecret); err == nil || hintFor(err) == "" {
 		t.Fatalf("an existing file was taken without --force: %v", err)
 	}
-	if err := a.writeResult(outFlags{path: path, force: true}, []byte("new"), true, modePublic); err != nil {
+	if err := a.writeResult(outFlags{path: path, force: true}, "data", nil, []byte("new"), true, modePublic); err != nil {
 		t.Fatal(err)
 	}
 	if got, _ := os.ReadFile(path); string(got) != "new" {

@@ -20,14 +20,11 @@ func newWrap(a *app) *cobra.Command {
 			if err := a.call(c.Context(), proto.OpWrap, &proto.Wrap{Key: key, Target: target}, &r); err != nil {
 				return err
 			}
-			if a.json && out.path == "-" {
-				return writeJSON(a.stdout, map[string]any{"wrapped": base64Of(r.Wrapped), "version": r.Version})
-			}
 			result, binary, err := text.encode(r.Wrapped)
 			if err != nil {
 				return err
 			}
-			return a.writeResult(out, result, binary, modePublic)
+			return a.writeResult(out, "wrapped", map[string]any{"key": key, "version": r.Version}, result, binary, modePublic)
 		},
 	}, proto.OpWrap)
 	a.keyFlag(c, &key, "the wrapping key")

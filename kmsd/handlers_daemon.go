@@ -48,6 +48,9 @@ func handleStatus(c *call) (proto.Message, error) {
 	reply.Busy = d.busy.Load()
 	reply.AuditEntries = log.Head.Size
 	reply.PolicyEpoch = d.engine.PolicyEpoch()
+	if c.session.who.Admin {
+		reply.StateDir = d.config.StateDir
+	}
 	if log.Failing != nil {
 		reply.Warnings = append(reply.Warnings, log.Failing.Error())
 	}

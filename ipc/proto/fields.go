@@ -108,6 +108,7 @@ func (m *Status) fields(f *fields) {
 	f.u64("audit_entries", &m.AuditEntries)
 	f.u64("policy_epoch", &m.PolicyEpoch)
 	f.strs("escrow", &m.Escrow, keyspec.MaxRecipients, keyspec.MaxRecipient)
+	f.str("state_dir", &m.StateDir, 4<<10)
 }
 
 func (m *Slot) fields(f *fields) {
@@ -269,7 +270,7 @@ func (m *Sign) fields(f *fields) {
 	f.str("key", &m.Key, keyspec.MaxRef)
 	f.str("scheme", &m.Scheme, maxWord)
 	f.str("encoding", &m.Encoding, maxWord)
-	f.bin("data", &m.Data, MaxData)
+	f.bin("data", &m.Data, MaxMessage)
 	f.bin("digest", &m.Digest, maxWord)
 }
 
@@ -282,7 +283,7 @@ func (m *Verify) fields(f *fields) {
 	f.str("key", &m.Key, keyspec.MaxRef)
 	f.str("scheme", &m.Scheme, maxWord)
 	f.str("encoding", &m.Encoding, maxWord)
-	f.bin("data", &m.Data, MaxData)
+	f.bin("data", &m.Data, MaxMessage)
 	f.bin("digest", &m.Digest, maxWord)
 	f.bin("signature", &m.Signature, maxSignature)
 }

@@ -27,6 +27,7 @@ const (
 	MaxDataFrame    = 1<<20 + 4096
 	MaxChunk        = 1 << 20  // plaintext in one stream_update
 	MaxData         = 60 << 10 // payload of an operation that takes one frame
+	MaxMessage      = 1 << 20  // message that is signed as it is
 	MaxStreams      = 8        // open streams on one connection
 	StreamWindow    = 4        // chunks in flight on one stream
 	NonceSize       = 16       // nonce of hello
@@ -71,11 +72,20 @@ func (m *Options) zero() bool {
 	return m == nil || m.DeadlineMS == 0 && len(m.RequestKey) == 0 && m.Trace == ""
 }
 
-// FrameLimit returns how long a frame of op may be in bytes, without its length word. Requests of stream_update and
-// replies of stream_update and stream_finish are data frames, everything else is a control frame.
+// FrameLimit returns how long a frame of op may be in bytes, without its length word. Requests of stream_update, sign and
+// verify and replies of stream_update and stream_finish are data frames, everything else is a control frame.
 func FrameLimit(op string, reply bool) int {
-	if op == OpStreamUpdate || reply && op == OpStreamFinish {
+	switch op {
+	case OpStreamUpdate:
 		return MaxDataFrame
+	case OpSign, OpVerify: // Ed25519 takes the message whole
+		if !reply {
+			return MaxDataFrame
+		}
+	case OpStreamFinish:
+		if reply {
+			return MaxDataFrame
+		}
 	}
 	return MaxControlFrame
 }

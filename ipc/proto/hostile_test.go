@@ -142,7 +142,7 @@ func TestHostileFrames(t *testing.T) {
 		"options nil":                []byte("\x95\x00\x07\xa4ping\x80\xc0"),
 		"unknown option":             []byte("\x95\x00\x07\xa4ping\x80\x81\xa5grant\xc4\x00"),
 		"option twice":               []byte("\x95\x00\x07\xa4ping\x80\x82\xa5trace\xa1a\xa5trace\xa1b"),
-		"control frame over 64 KiB":  request("\xa4sign\x81\xa4data\xc6" + string(binary.BigEndian.AppendUint32(nil, 64<<10)) + strings.Repeat("d", 64<<10)),
+		"control frame over 64 KiB":  request("\xa3mac\x81\xa4data\xc6" + string(binary.BigEndian.AppendUint32(nil, 64<<10)) + strings.Repeat("d", 64<<10)),
 		"ends in the middle":         request("\xa4ping\x81\xa1a\xc4\x09abc"),
 		"params of 2^32-1 elements":  request("\xa4ping" + u32(0xdf, 1<<32-1)),
 		"bin of 2^32-1 inside":       request("\xa4ping\x81\xa1a" + u32(0xc6, 1<<32-1)),
@@ -200,7 +200,7 @@ func TestWideIntegers(t *testing.T) {
 
 func TestEncoderKeepsTheBounds(t *testing.T) {
 	for _, m := range []Message{
-		&Sign{Data: make([]byte, MaxData+1)},
+		&Sign{Data: make([]byte, MaxMessage+1)},
 		&Bind{Nonce: make([]byte, NonceSize+1)},
 		&KeyCreate{Name: strings.Repeat("n", 500)},
 		&KeyCreate{Labels: map[string]string{"a": strings.Repeat("v", keyspec.MaxLabelValue+1)}},

@@ -74,6 +74,7 @@ type Status struct {
 	AuditEntries     uint64
 	PolicyEpoch      uint64
 	Escrow           []string // recipients every backup is also encrypted to
+	StateDir         string   // of the daemon, told on the admin socket
 }
 
 // Slot is one way to the root key.
