@@ -24,6 +24,9 @@ const (
 	modeSystem = "system"
 )
 
+// systemState is the default state directory of the system daemon.
+const systemState = "/var/lib/kmsd"
+
 // maxConfig is the size of the largest configuration file in bytes.
 const maxConfig = 64 << 10
 
@@ -119,20 +122,48 @@ func parseMode(s string, fallback fs.FileMode) (fs.FileMode, error) {
 	return fs.FileMode(n), nil
 }
 
-// loadConfig reads the file at path, which must exist; with an empty path, the user's own if there is one.
+// systemConfig is the configuration file of the system daemon.
+const systemConfig = "/etc/kmsd/kmsd.toml"
+
+// loadConfig reads the file at path, which must exist. With an empty path it reads the user's own if there is one, else
+// that of the system daemon where this process is to be that one.
 func loadConfig(path string) (config, error) {
-	optional := path == ""
-	if optional {
-		dir, err := os.UserConfigDir()
-		if err != nil {
-			return config{}, nil
-		}
-		path = filepath.Join(dir, "kmsd", "kmsd.toml")
+	if path != "" {
+		return readConfig(path)
 	}
-	data, err := readTrusted(path, maxConfig)
-	if optional && errors.Is(err, fs.ErrNotExist) {
+	if dir, err := os.UserConfigDir(); err == nil {
+		c, err := readConfig(filepath.Join(dir, "kmsd", "kmsd.toml"))
+		if !errors.Is(err, fs.ErrNotExist) {
+			return c, err
+		}
+	}
+	return loadSystemConfig(systemConfig, os.Geteuid())
+}
+
+// loadSystemConfig reads the file of the system daemon for root, who sets it up, and for its service user: the owner of its
+// state directory. To everybody else kmsd is a daemon of their own, and the file is not for them.
+func loadSystemConfig(path string, uid int) (config, error) {
+	c, err := readConfig(path)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) && uid != 0 {
 		return config{}, nil
 	}
+	if err != nil {
+		return config{}, err
+	}
+	if c.Mode != modeSystem || uid == 0 {
+		return c, nil
+	}
+	dir := c.StateDir
+	setDefault(&dir, systemState)
+	info, err := os.Stat(dir)
+	if err != nil || info.Sys().(*syscall.Stat_t).Uid != uint32(uid) {
+		return config{}, nil
+	}
+	return c, nil
+}
+
+func readConfig(path string) (config, error) {
+	data, err := readTrusted(path, maxConfig)
 	if err != nil {
 		return config{}, err
 	}
@@ -199,7 +230,7 @@ func (c *config) setDefaults(getenv func(string) string) error {
 		c.Mode = modeUser
 	}
 	if c.Mode == modeSystem {
-		setDefault(&c.StateDir, "/var/lib/kmsd")
+		setDefault(&c.StateDir, systemState)
 		setDefault(&c.RuntimeDir, "/run/kmsd")
 		setDefault(&c.PolicyFile, "/etc/kmsd/policy.toml")
 		setDefault(&c.AdminGroup, "kmsd-admin")
@@ -210,21 +241,22 @@ func (c *config) setDefaults(getenv func(string) string) error {
 	}
 	setDefault(&c.Sockets.Mode, "0600")
 	setDefault(&c.Sockets.AdminMode, "0600")
-	if c.StateDir == "" {
-		state := getenv("XDG_STATE_HOME")
-		if state == "" {
-			home := getenv("HOME")
-			if home == "" {
-				return fmt.Errorf("%w: neither --state-dir nor XDG_STATE_HOME nor HOME is set", errConfig)
-			}
-			state = filepath.Join(home, ".local", "state")
-		}
-		c.StateDir = filepath.Join(state, "kmsd")
+	state := getenv("XDG_STATE_HOME")
+	if home := getenv("HOME"); state == "" && home != "" {
+		state = filepath.Join(home, ".local", "state")
 	}
-	if c.RuntimeDir == "" {
-		if runtime := getenv("XDG_RUNTIME_DIR"); runtime != "" { // not everybody needs it: kmsd init has no sockets
-			c.RuntimeDir = filepath.Join(runtime, "kmsd")
-		}
+	if state == "" && c.StateDir == "" {
+		return fmt.Errorf("%w: neither --state-dir nor XDG_STATE_HOME nor HOME is set", errConfig)
+	}
+	if state != "" {
+		setDefault(&c.StateDir, filepath.Join(state, "kmsd"))
+	}
+	// Not everybody has a runtime directory: root, a container, a session without pam_systemd. What belongs to nobody else is
+	// the state directory. Clients look in both places.
+	if runtime := getenv("XDG_RUNTIME_DIR"); runtime != "" {
+		setDefault(&c.RuntimeDir, filepath.Join(runtime, "kmsd"))
+	} else if state != "" {
+		setDefault(&c.RuntimeDir, filepath.Join(state, "kmsd", "run"))
 	}
 	return nil
 }

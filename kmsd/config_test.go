@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -74,8 +75,12 @@ func TestConfigDefaults(t *testing.T) {
 	}
 	delete(env, "XDG_RUNTIME_DIR")
 	c = config{}
-	if err := c.setDefaults(getenv); err != nil || c.RuntimeDir != "" {
-		t.Errorf("no runtime directory: %q, %v", c.RuntimeDir, err)
+	if err := c.setDefaults(getenv); err != nil || c.RuntimeDir != "/s/kmsd/run" {
+		t.Errorf("without a runtime directory the sockets are in %q, %v", c.RuntimeDir, err)
+	}
+	c = config{StateDir: "/elsewhere"}
+	if err := c.setDefaults(func(string) string { return "" }); err != nil || c.RuntimeDir != "" {
+		t.Errorf("without any directory the sockets are in %q, %v", c.RuntimeDir, err)
 	}
 	if _, err := (&daemon{config: c}).claimRuntimeDir(); !errors.Is(err, errConfig) {
 		t.Errorf("no runtime directory: %v", err)
@@ -144,4 +149,35 @@ func FuzzConfig(f *testing.F) {
 			t.Fatalf("%+v", c)
 		}
 	})
+}
+
+// TestSystemConfigIsForItsUser reads the file of the system daemon as root, as its service user and as somebody else.
+func TestSystemConfigIsForItsUser(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "kmsd.toml")
+	if c, err := loadSystemConfig(path, 7); err != nil || c != (config{}) {
+		t.Errorf("no file: %+v, %v", c, err)
+	}
+	text := fmt.Sprintf("mode = \"system\"\nstate_dir = %q\n", dir)
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	owner := os.Geteuid()
+	for uid, mode := range map[int]string{0: modeSystem, owner: modeSystem, owner + 4711: ""} {
+		if c, err := loadSystemConfig(path, uid); err != nil || c.Mode != mode {
+			t.Errorf("uid %d: %+v, %v", uid, c, err)
+		}
+	}
+	if err := os.WriteFile(path, []byte("mode = \"user\"\n[limits]\nconnections = 9\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := loadSystemConfig(path, owner+4711); err != nil || c.Limits.Connections != 9 {
+		t.Errorf("a file for users: %+v, %v", c, err)
+	}
+	if err := os.WriteFile(path, []byte("nonsense = 1\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := loadSystemConfig(path, owner); !errors.Is(err, errConfig) {
+		t.Errorf("nonsense: %v", err)
+	}
 }

@@ -277,7 +277,7 @@ func (d *daemon) closeStore() {
 func (d *daemon) claimRuntimeDir() (release func(), err error) {
 	dir := d.config.RuntimeDir
 	if dir == "" {
-		return nil, fmt.Errorf("%w: neither --runtime-dir nor XDG_RUNTIME_DIR is set", errConfig)
+		return nil, fmt.Errorf("%w: none of --runtime-dir, XDG_RUNTIME_DIR, XDG_STATE_HOME and HOME is set", errConfig)
 	}
 	mode := fs.FileMode(0o700)
 	if d.config.Mode == modeSystem {

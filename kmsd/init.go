@@ -51,6 +51,7 @@ func runInit(args []string, in, out, errs *os.File) int {
 	flags := flag.NewFlagSet("kmsd init", flag.ContinueOnError)
 	flags.SetOutput(errs)
 	flags.StringVar(&c.stateDir, "state-dir", "", "`directory` of the keystore")
+	flags.StringVar(&c.config, "config", "", "configuration `file` of the daemon")
 	flags.StringVar(&c.params.Enclave, "enclave", "", "what guards the keystore: `auto`, keyring:file or recovery")
 	flags.StringVar(&c.pinFile, "pin-file", "", "`file` with the PIN of the device, - for the standard input")
 	flags.StringVar(&c.recoveryOut, "recovery-out", "", "new `file` for the recovery key")
@@ -100,6 +101,7 @@ func hintOf(err error) string {
 type initCommand struct {
 	in, out, errs *os.File
 	stateDir      string
+	config        string // file
 	pinFile       string
 	recoveryOut   string
 	params        initParams
@@ -113,7 +115,7 @@ func (c *initCommand) run(ctx context.Context) error {
 		return hinted{errors.New("there is no terminal to show the recovery key on"),
 			"give --recovery-out FILE, or --no-recovery to do without a recovery key"}
 	}
-	conf, err := configFrom("", c.stateDir, "/") // there are no sockets here, so the runtime directory does not matter
+	conf, err := configFrom(c.config, c.stateDir, "/") // there are no sockets here, so the runtime directory does not matter
 	if err != nil {
 		return err
 	}

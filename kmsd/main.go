@@ -3,6 +3,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"log/slog"
@@ -17,7 +18,7 @@ var version = "devel"
 
 const usage = `usage:
   kmsd run  [--state-dir D] [--runtime-dir R] [--config F]
-  kmsd init [--state-dir D] [--enclave auto|keyring:file|...] [--pin-file F]
+  kmsd init [--state-dir D] [--config F] [--enclave auto|keyring:file|...] [--pin-file F]
             [--recovery-out F | --no-recovery] [--escrow-to RECIPIENT]
   kmsd --version
 `
@@ -64,6 +65,9 @@ func runMain(args []string) int {
 	runtimeDir := flags.String("runtime-dir", "", "`directory` of the sockets")
 	file := flags.String("config", "", "configuration `file`")
 	if err := flags.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			return 0
+		}
 		return 2
 	}
 	if flags.NArg() > 0 {
