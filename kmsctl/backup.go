@@ -224,16 +224,26 @@ to --recovery-out. Start kmsd on the directory, open it with that key (kmsctl un
 			}
 			defer clear(slot.Secret)
 			defer clear(key)
+			if err := os.MkdirAll(config.Dir, 0o700); err != nil {
+				return err
+			}
+			// The recovery key is on disk before there is a keystore that only it opens.
+			if _, err := fmt.Fprintf(file, "%s\n", key); err != nil {
+				return err
+			}
+			if err := file.commit(); err != nil {
+				return err
+			}
 			p := a.progressOf("restoring", total)
 			s, m, err := keystore.Restore(c.Context(), p.reader(r), identities, config, []keystore.NewSlot{slot})
 			p.end()
 			if err != nil {
+				if exists, existsErr := keystore.Exists(config.Dir); existsErr == nil && !exists || errors.Is(err, keystore.ErrStoreExists) {
+					os.Remove(recoveryOut) // it opens nothing
+				}
 				return backupHint(offlineHint(err))
 			}
 			if err := s.Close(); err != nil {
-				return err
-			}
-			if err := a.keepSecret(file, key); err != nil {
 				return err
 			}
 			return a.print(viewManifest(m), func(w io.Writer) {
