@@ -247,6 +247,12 @@ func TestSignatures(t *testing.T) {
 	if _, err := edKey.Sign(nil, digest[:], crypto.SHA256); !errors.Is(err, client.ErrUnsupported) {
 		t.Errorf("Ed25519 of a digest: %v", err)
 	}
+	whole, err := edKey.SignReader(t.Context(), bytes.NewReader(large), "")
+	if err != nil {
+		t.Errorf("Ed25519 of 1 MiB: %v", err)
+	} else if _, err := edKey.VerifyReader(t.Context(), bytes.NewReader(large), whole, ""); err != nil {
+		t.Errorf("Ed25519 of 1 MiB, verified: %v", err)
+	}
 	if _, err := edKey.SignReader(t.Context(), bytes.NewReader(append(large, 1)), ""); !errors.Is(err, client.ErrTooLarge) || !strings.Contains(err.Error(), "digest") {
 		t.Errorf("Ed25519 of 1 MiB: %v", err)
 	}

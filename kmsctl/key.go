@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -318,7 +319,12 @@ func newKeySet(a *app) *cobra.Command {
 
 func newKeyRotate(a *app) *cobra.Command {
 	var from, until string
-	c := a.keyAct(&cobra.Command{Use: "rotate NAME [flags]", Short: "Make a new version the current one"}, proto.OpKeyRotate,
+	c := a.keyAct(&cobra.Command{
+		Use:   "rotate NAME [flags]",
+		Short: "Make a new version the current one",
+		Long: `Make a new version the current one; the ones before go on verifying and decrypting. A key has at most 256 versions. When
+it has them all, destroyed ones make room for new ones.`,
+	}, proto.OpKeyRotate,
 		func(name string) (proto.Message, error) {
 			notBefore, expires, err := parseValidity(from, until)
 			if err != nil {
@@ -326,6 +332,15 @@ func newKeyRotate(a *app) *cobra.Command {
 			}
 			return &proto.KeyRotate{Key: name, NotBefore: notBefore, Expires: expires}, nil
 		})
+	run := c.RunE
+	c.RunE = func(c *cobra.Command, args []string) error {
+		err := run(c, args)
+		var wire *proto.Error
+		if errors.As(err, &wire) && wire.Code == proto.CodeExhausted {
+			err = withHint(err, "kmsctl key destroy %[1]s@N, or kmsctl key set %[1]s --keep N, which destroys what is older after 7 days", args[0])
+		}
+		return err
+	}
 	c.Flags().StringVar(&from, "not-before", "", "first moment of use of the new version (default now)")
 	c.Flags().StringVar(&until, "expires", "", "last moment of use of the new version, or none")
 	return c

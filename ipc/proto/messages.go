@@ -130,7 +130,7 @@ type InitReply struct {
 
 // Unlock opens a locked keystore.
 type Unlock struct {
-	Slot   uint32   // 0: try the slots in order
+	Slot   uint32   // 0: every slot the secret may fit; without a secret, those that need nobody
 	Secret []byte   // PIN, passphrase or recovery key text
 	Shares [][]byte // recovery shares, instead of Secret
 }
@@ -416,7 +416,7 @@ type BatchResult struct {
 
 // StreamBegin opens a stream.
 type StreamBegin struct {
-	Op   string // encrypt, decrypt, mac, or sign for keys whose scheme takes a message
+	Op   string // encrypt, decrypt, mac or mac_verify
 	Key  string
 	AAD  []byte
 	MAC  []byte // for op mac_verify
