@@ -307,7 +307,7 @@ func (s *Store) sealMaterial(name keyspec.Name, key recordKey, c recordContext, 
 	sealKey := x.dek
 	defer clear(sealKey[:])
 	if !name.IsModule() {
-		wrapping, err := s.wrappingKey(s.snapshot.Load(), name.Namespace())
+		wrapping, err := s.wrappingKeyNow(name.Namespace())
 		switch {
 		case errors.Is(err, ErrNotFound):
 		case err != nil:
@@ -345,7 +345,7 @@ func (s *Store) sealWrapping(next, old *metadata, dek []byte, c recordContext) (
 		random(wrapping)
 	} else {
 		var err error
-		if wrapping, err = s.wrappingKey(s.snapshot.Load(), next.Name.Namespace()); err != nil {
+		if wrapping, err = s.wrappingKeyNow(next.Name.Namespace()); err != nil {
 			return nil, err
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -167,4 +168,36 @@ func TestCloseEndsWhatIsUnderWay(t *testing.T) {
 	for _, name := range acknowledged {
 		checkKey(t, s, name, 32)
 	}
+}
+
+// TestCreationBesideCommits makes keys at once in a store whose nodes keep falling out of the cache, as they do in a large
+// one: what a creation looks up must not be taken for damaged because another commit came between.
+func TestCreationBesideCommits(t *testing.T) {
+	s := newStore(t)
+	mustApply(t, s, testKey("app", keyspec.Ed25519, 32))
+	var stop atomic.Bool
+	var writers, other sync.WaitGroup
+	other.Go(func() {
+		for !stop.Load() {
+			c := s.cache
+			c.mu.Lock()
+			clear(c.leaves)
+			clear(c.interior)
+			c.mu.Unlock()
+			runtime.Gosched()
+		}
+	})
+	for w := range 8 {
+		writers.Go(func() {
+			for i := range scaled(100, 25) {
+				c := testKey(fmt.Sprintf("app/w%d-%d", w, i), keyspec.Ed25519, 32)
+				if err := s.Apply(context.Background(), Commit{Changes: []Change{c}}); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	writers.Wait()
+	stop.Store(true)
+	other.Wait()
 }

@@ -190,6 +190,15 @@ func (s *Store) wrappingKey(h *head, namespace string) ([]byte, error) {
 	return openRecord(x.dek[:], recordContext{store: s.storeID, kind: kindNamespace, key: key, revision: m.wrapping}, blob)
 }
 
+// wrappingKeyNow is wrappingKey in the newest state, for callers that hold s.mu.
+func (s *Store) wrappingKeyNow(namespace string) (key []byte, err error) {
+	err = s.readHeld(func(h *head) error {
+		key, err = s.wrappingKey(h, namespace)
+		return err
+	})
+	return key, err
+}
+
 // Public returns the public part of a key version; version 0 is the current one.
 func (s *Store) Public(ref keyspec.Ref) (Public, error) {
 	var p Public
