@@ -56,7 +56,6 @@ var wireErrors = []struct {
 	{keystore.ErrNoStore, proto.CodeUninitialised, proto.ClassState, true, 0, ""},
 	{keystore.ErrRollback, proto.CodeRollback, proto.ClassBackend, false, 0, ""},
 	{keystore.ErrForeign, proto.CodeReplaced, proto.ClassBackend, false, 0, ""},
-	{keystore.ErrForeign, proto.CodeReplaced, proto.ClassBackend, false, 0, ""},
 	{keystore.ErrSecret, proto.CodeAuthFailed, proto.ClassInput, true, 0, ""},
 	{keystore.ErrLastSlot, proto.CodeState, proto.ClassState, true, 0, ""},
 	{keystore.ErrNoSlot, proto.CodeInvalid, proto.ClassInput, true, 0, ""},

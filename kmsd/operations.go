@@ -49,7 +49,7 @@ func operations() map[string]operation {
 		proto.OpRandom:    {onBoth, whenReady, pool, handleRandom},
 		proto.OpBatch:     {onBoth, whenReady, disk, handleBatch},
 
-		proto.OpStreamBegin:  {onBoth, whenReady, beginning, handleStreamBegin},
+		proto.OpStreamBegin:  {onBoth, whenReady, pool, handleStreamBegin},
 		proto.OpStreamUpdate: {onBoth, whenReady, streamLane, handleStreamUpdate},
 		proto.OpStreamFinish: {onBoth, whenReady, inline, handleStreamFinish},
 		proto.OpStreamAbort:  {onBoth, whenReady, inline, handleStreamAbort},
@@ -113,14 +113,6 @@ func public(c *call) lane {
 		return laneStore
 	case row != nil && row.Cost == mechanism.CostCheap && len(c.request.Params) <= smallData:
 		return laneInline
-	}
-	return lanePool
-}
-
-// beginning keeps the reservation of invocations, which a stream begins with now and then, away from the pool.
-func beginning(c *call) lane {
-	if _, waits := c.mechanism(); waits {
-		return laneStore
 	}
 	return lanePool
 }

@@ -117,7 +117,7 @@ func (e *Engine) Peek(c *Caller, op string, name keyspec.Name) (row *mechanism.R
 	}
 	seals := false // and so may have to reserve invocations
 	switch op {
-	case "encrypt", "rewrap", "data_key", "stream_begin":
+	case "encrypt", "rewrap", "data_key":
 		seals = true
 	}
 	key, ok := e.keys.peek(name)
