@@ -274,11 +274,13 @@ func checkPages(f *os.File, full bool) error {
 	})
 }
 
-// meta reads both meta pages, as bbolt does: the valid one with the higher transaction number counts.
+// meta reads both meta pages, as bbolt does: the valid one with the higher transaction number counts. bbolt goes back to the
+// other one when it is damaged, which takes back the last transaction without a word. That is right after a power failure, when
+// that transaction had not been acknowledged; after an orderly stop both pages have to be valid.
 func (w *pageWalker) meta() (root uint64, err error) {
 	le := binary.LittleEndian
 	var newest uint64
-	found := false
+	found := 0
 	// The second meta page begins one page in; the size of a page is only known from the first, or by trying.
 	for _, off := range []int{0, 1024, 2048, 4096, 8192, 16384, 32768, 65536} {
 		if off > 0 && w.pageSize != 0 && off != w.pageSize || off+pageHeaderSize+metaSize > len(w.data) {
@@ -295,13 +297,17 @@ func (w *pageWalker) meta() (root uint64, err error) {
 			continue
 		}
 		w.pageSize = int(size)
-		if tx := le.Uint64(m[48:]); !found || tx > newest {
-			found, newest = true, tx
+		if tx := le.Uint64(m[48:]); found == 0 || tx > newest {
+			newest = tx
 			root, w.freelist, w.pages = le.Uint64(m[16:]), le.Uint64(m[32:]), le.Uint64(m[40:])
 		}
+		found++
 	}
-	if !found {
+	switch {
+	case found == 0:
 		return 0, fmt.Errorf("%w: the database has no valid meta page", ErrDamaged)
+	case found == 1 && !w.full:
+		return 0, fmt.Errorf("%w: a meta page is not valid, so the last change may be missing", ErrDamaged)
 	}
 	if w.pages < 2 || w.pages > uint64(len(w.data)/w.pageSize) {
 		return 0, fmt.Errorf("%w: the database is shorter than it should be", ErrDamaged)

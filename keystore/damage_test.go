@@ -81,6 +81,38 @@ func TestBitFlipsNeverGiveAWrongAnswer(t *testing.T) {
 	}
 }
 
+// TestDamagedMetaPageIsNoticed: bbolt goes back to the state before the last commit when the page that describes the newest one is
+// damaged. After an orderly stop that must not pass for the truth; after a power failure it is what bbolt is for.
+func TestDamagedMetaPageIsNoticed(t *testing.T) {
+	for meta := range int64(2) {
+		s := newStore(t)
+		mustApply(t, s, testKey("app/first", keyspec.Ed25519, 32))
+		mustApply(t, s, testKey("app/last", keyspec.Ed25519, 32))
+		config := s.config
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(config.Dir, databaseFile)
+		page, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := meta*int64(os.Getpagesize()) + pageHeaderSize + 48 // the transaction number
+		writeAt(t, path, []byte{page[at] ^ 1}, at)
+		if _, err := Open(t.Context(), config); !errors.Is(err, ErrDamaged) {
+			t.Errorf("meta page %d: %v", meta, err)
+		}
+		if err := os.WriteFile(filepath.Join(config.Dir, dirtyFile), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s, err = Open(t.Context(), config)
+		if err != nil {
+			t.Fatalf("meta page %d, as after a power failure: %v", meta, err)
+		}
+		s.Close()
+	}
+}
+
 var errUsable = errors.New("some keys are damaged")
 
 // examineDamaged opens a store of whose files something was changed, and asks for keys. Whatever happens must be an answer that
