@@ -418,6 +418,7 @@ func signTimes(p *peer, key string, n int) []time.Duration {
 type overload struct {
 	name    string
 	request func(client, i int) (op string, params proto.Message)
+	each    int  // requests of one client
 	busy    bool // more than is taken on
 }
 
@@ -440,12 +441,12 @@ func TestSignerAmongTheGreedy(t *testing.T) {
 	for _, o := range []overload{
 		{"RSA keys", func(c, i int) (string, proto.Message) {
 			return proto.OpKeyCreate, &proto.KeyCreate{Name: fmt.Sprintf("greedy/%d-%d", c, i), Algorithm: "rsa-4096"}
-		}, true},
+		}, 12, true},
 		{"RSA signatures", func(int, int) (string, proto.Message) {
 			return proto.OpSign, &proto.Sign{Key: "app/rsa", Data: []byte("message")}
-		}, true},
-		{"batches of RSA signatures", func(int, int) (string, proto.Message) { return proto.OpBatch, rsaBatch }, false},
-		{"batches of Ed25519 signatures", func(int, int) (string, proto.Message) { return proto.OpBatch, edBatch }, false},
+		}, 48, true}, // three times what one uid may have queued, whatever is done meanwhile
+		{"batches of RSA signatures", func(int, int) (string, proto.Message) { return proto.OpBatch, rsaBatch }, 12, false},
+		{"batches of Ed25519 signatures", func(int, int) (string, proto.Message) { return proto.OpBatch, edBatch }, 12, false},
 	} {
 		t.Run(o.name, func(t *testing.T) {
 			signer := bound(t, d.app)
@@ -457,7 +458,7 @@ func TestSignerAmongTheGreedy(t *testing.T) {
 			}
 			for c, p := range peers {
 				var frames []byte
-				for i := range 12 {
+				for i := range o.each {
 					op, params := o.request(c, i)
 					frames = request(t, frames, uint64(10+i), op, params)
 				}
