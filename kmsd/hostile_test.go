@@ -770,6 +770,7 @@ func TestStoppedClientChild(t *testing.T) {
 	go p.Write(frames)
 	p.frame()
 	syscall.Kill(os.Getpid(), syscall.SIGSTOP)
+	time.Sleep(time.Minute) // another thread may take the signal, and this one must not end the process before
 }
 
 // TestStoppedClient: a client that is stopped in the middle is cut off, and delays neither others nor the end of kmsd.
