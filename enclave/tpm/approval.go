@@ -36,7 +36,7 @@ const (
 type Approval struct {
 	PCRs      []int
 	Policy    []byte // what PCRPolicy gives for the PCRs and their values
-	Key       []byte // SHA-256 of the signer's SubjectPublicKeyInfo
+	Key       []byte // fingerprint of the signer: SHA-256 of the RSAPublicKey (RFC 8017), or of the uncompressed point
 	Signature []byte // over Policy, by RSASSA-PKCS1-v1_5 with SHA-256 or by ECDSA with SHA-256 in DER
 
 	selected pcrs
@@ -51,7 +51,7 @@ func SignApproval(signer crypto.Signer, list []int, values [][]byte) (Approval, 
 	if err != nil {
 		return Approval{}, err
 	}
-	spki, err := x509.MarshalPKIXPublicKey(signer.Public())
+	id, err := fingerprint(signer.Public())
 	if err != nil {
 		return Approval{}, err
 	}
@@ -64,8 +64,25 @@ func SignApproval(signer crypto.Signer, list []int, values [][]byte) (Approval, 
 	if err != nil {
 		return Approval{}, err
 	}
-	id := sha256.Sum256(spki)
-	return Approval{PCRs: selected.list(), Policy: policy, Key: id[:], Signature: signature, selected: selected}, nil
+	return Approval{PCRs: selected.list(), Policy: policy, Key: id, Signature: signature, selected: selected}, nil
+}
+
+// fingerprint is how systemd-measure names a key.
+func fingerprint(signer crypto.PublicKey) ([]byte, error) {
+	var encoded []byte
+	switch k := signer.(type) {
+	case *rsa.PublicKey:
+		encoded = x509.MarshalPKCS1PublicKey(k)
+	case *ecdsa.PublicKey:
+		var err error
+		if encoded, err = k.Bytes(); err != nil {
+			return nil, err
+		}
+	default:
+		return nil, fmt.Errorf("a key of type %T cannot sign for a TPM", signer)
+	}
+	sum := sha256.Sum256(encoded)
+	return sum[:], nil
 }
 
 // wireApproval is an approval in the file, which is the one that systemd-measure(1) writes and systemd-stub(7) puts into
@@ -155,10 +172,17 @@ func readApprovals(path string, signer []byte) ([]Approval, error) {
 	if err != nil {
 		return nil, &enclave.Error{Kind: enclave.ErrMisconfigured, Detail: path, Cause: err}
 	}
-	id := sha256.Sum256(signer)
+	k, err := parsePublic(signer)
+	if err != nil {
+		return nil, corrupt("signer of the slot", err)
+	}
+	id, err := fingerprint(k)
+	if err != nil {
+		return nil, corrupt("signer of the slot", err)
+	}
 	var ours []Approval
 	for _, a := range all {
-		if bytes.Equal(a.Key, id[:]) {
+		if bytes.Equal(a.Key, id) {
 			ours = append(ours, a)
 		}
 	}

@@ -27,8 +27,9 @@ const (
 	firstRedial = 20 * time.Millisecond // after a link broke in the middle of a job; doubles
 	maxRedial   = 1500 * time.Millisecond
 
-	idleAlone   = 200 * time.Millisecond // how long an exclusive link is kept without work
-	idleManaged = time.Minute
+	idleSocket  = 50 * time.Millisecond  // how long a link is kept without work: swtpm serves one connection at a time,
+	idleAlone   = 200 * time.Millisecond // /dev/tpm0 one as well, and connecting again costs a real TPM more,
+	idleManaged = time.Minute            // and a resource manager serves all
 )
 
 // device is the TPM as its one owner goroutine sees it. It is the transport that go-tpm's commands are executed on.
@@ -89,7 +90,8 @@ func (d *device) do(j *job) error {
 		case broke && j.attempted:
 			return &enclave.Error{Kind: enclave.ErrAbsent, Cause: err,
 				Detail: "the connection broke while a command was under way that is not sent twice"}
-		case broke, errors.Is(err, enclave.ErrAbsent) && !began.IsZero() && d.link == nil:
+		case broke, d.link == nil && (errors.Is(err, errTaken) || errors.Is(err, enclave.ErrAbsent) && !began.IsZero()):
+			// A device that was never there is not waited for; one that was there or is held by another program, for a moment.
 			if began.IsZero() {
 				began = time.Now()
 			}

@@ -81,8 +81,8 @@ func (a address) dial() (link, error) {
 			Remedy: "give the daemon access to the device (group tss)"}
 	case errors.Is(err, errNoDevice):
 		return nil, &enclave.Error{Kind: enclave.ErrMisconfigured, Detail: a.String(), Cause: err}
-	case errors.Is(err, unix.EBUSY):
-		return nil, &enclave.Error{Kind: enclave.ErrBusy, Detail: a.String() + " is held by another program", Cause: err,
+	case errors.Is(err, unix.EBUSY), errors.Is(err, unix.EAGAIN): // the latter from a socket whose queue is full
+		return nil, &enclave.Error{Kind: enclave.ErrBusy, Detail: a.String(), Cause: fmt.Errorf("%w: %w", errTaken, err),
 			Remedy: "use /dev/tpmrm0, which can be shared"}
 	}
 	return nil, &enclave.Error{Kind: enclave.ErrAbsent, Detail: a.String(), Cause: err}
@@ -133,6 +133,7 @@ func readResponse(r io.Reader) ([]byte, error) {
 
 var (
 	errNoDevice = errors.New("not a character device")
+	errTaken    = errors.New("held by another program")
 	errLimit    = errors.New("no answer in time")
 )
 

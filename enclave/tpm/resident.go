@@ -393,6 +393,12 @@ func (r *use) decrypt(d *device, root, o *object, auth []byte) ([]byte, error) {
 	if isOneOf(err, tpm2.TPMRCScheme, tpm2.TPMRCHash) {
 		return nil, &enclave.Error{Kind: enclave.ErrUnsupported, Detail: "this key in this TPM cannot do " + string(r.scheme.name), Cause: err}
 	}
+	if isOneOf(err, tpm2.TPMRCFailure) {
+		// libtpms (0.9) says so about the padding too. A TPM that has really failed says so about everything.
+		if _, really := (tpm2.ReadPublic{ObjectHandle: o.handle}).Execute(d); really == nil {
+			err = tpm2.TPMRCValue
+		}
+	}
 	if isOneOf(err, tpm2.TPMRCValue, tpm2.TPMRCSize) {
 		return nil, corrupt("ciphertext", ErrDecryption)
 	}

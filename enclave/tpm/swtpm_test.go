@@ -55,7 +55,8 @@ func (s *simulator) start() {
 		s.t.Fatalf("the tests need swtpm (apt-get install swtpm swtpm-tools tpm2-tools tpm2-openssl): %v", err)
 	}
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
-		if fi, err := os.Stat(s.socket()); err == nil && fi.Mode()&os.ModeSocket != 0 {
+		if l, err := dialSocket(s.socket()); err == nil {
+			l.Close()
 			return
 		}
 		if time.Now().After(deadline) {
@@ -199,7 +200,7 @@ func (s *simulator) property(p tpm2.TPMPT) (v uint32) {
 // tap is a link that a test listens to and interferes with.
 type tap struct {
 	link
-	before func(command []byte) []byte          // an answer instead of the device's, or nil; runs before the command is sent
+	before func(command []byte) []byte         // an answer instead of the device's, or nil; runs before the command is sent
 	after  func(command, answer []byte) []byte // the answer that the driver sees
 }
 

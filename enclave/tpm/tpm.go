@@ -214,7 +214,10 @@ func (t *TPM) serve(d *device) {
 	defer clear(t.config.PIN)
 	defer d.leave()
 	keep := idleAlone
-	if d.managed {
+	switch {
+	case t.address.socket:
+		keep = idleSocket
+	case d.managed:
 		keep = idleManaged
 	}
 	idle := time.NewTimer(keep)
