@@ -17,6 +17,7 @@ import (
 const (
 	nameSize   = 2 + sha256.Size // of an object: algorithm and hash of the public area
 	saltSize   = 32
+	checkSize  = 8
 	authSize   = 32 // the longest auth value of an object whose name algorithm is SHA-256
 	maxArea    = 1 << 10
 	maxSigner  = 600 // SPKI of RSA-3072 is 422
@@ -107,11 +108,16 @@ func decodeSlot(b enclave.Blob) (*slot, error) {
 
 // key is the content of the blob of a resident key:
 //
-//	length of algorithm (1) | algorithm | name of the storage key (34) | salt (32) | public area (2+n) | private area (2+n)
+//	length of algorithm (1) | algorithm | name of the storage key (34) | salt (32) | check value (8) | public area (2+n) |
+//	private area (2+n)
+//
+// The check value is derived from what the key is bound to, so that a blob in a wrong record is noticed before the TPM counts it as a
+// wrong password, as it does for imported keys.
 type key struct {
 	algorithm keyspec.Algorithm
 	root      []byte
 	salt      []byte
+	check     []byte
 	public    []byte
 	private   []byte
 }
@@ -121,6 +127,7 @@ func (k *key) encode() (enclave.Blob, error) {
 	b.AddUint8LengthPrefixed(func(b *cryptobyte.Builder) { b.AddBytes([]byte(k.algorithm)) })
 	b.AddBytes(k.root)
 	b.AddBytes(k.salt)
+	b.AddBytes(k.check)
 	addBytes16(b, k.public)
 	addBytes16(b, k.private)
 	body, err := b.Bytes()
@@ -139,7 +146,7 @@ func decodeKey(b enclave.Blob) (*key, error) {
 	var algorithm, public, private cryptobyte.String
 	k := new(key)
 	if !body.ReadUint8LengthPrefixed(&algorithm) || !body.ReadBytes(&k.root, nameSize) || !body.ReadBytes(&k.salt, saltSize) ||
-		!body.ReadUint16LengthPrefixed(&public) || !body.ReadUint16LengthPrefixed(&private) || !body.Empty() ||
+		!body.ReadBytes(&k.check, checkSize) || !body.ReadUint16LengthPrefixed(&public) || !body.ReadUint16LengthPrefixed(&private) || !body.Empty() ||
 		badArea(public) || badArea(private) {
 		return nil, corrupt("length of the parts of the TPM key", nil)
 	}
@@ -197,11 +204,16 @@ func newSalt() []byte {
 // It is text because the auth value must not have a zero byte: a TPM removes zeros at the end, and go-tpm (v0.9.8, hmacKeyFromAuthValue)
 // everything from the first zero on, so that every eighth random value of 32 bytes would be refused. Text can also be given to other tools.
 func authValue(salt []byte, label string, bound []byte) []byte {
+	sum := bind(salt, label, bound)
+	defer clear(sum)
+	return base64.RawURLEncoding.AppendEncode(nil, sum[:24])
+}
+
+// bind derives 32 bytes from a salt and what is bound to it. Labels have no zero byte.
+func bind(salt []byte, label string, bound []byte) []byte {
 	mac := hmac.New(sha256.New, salt)
 	mac.Write([]byte(label))
 	mac.Write([]byte{0})
 	mac.Write(bound)
-	sum := mac.Sum(nil)
-	defer clear(sum)
-	return base64.RawURLEncoding.AppendEncode(nil, sum[:24])
+	return mac.Sum(nil)
 }

@@ -284,8 +284,17 @@ func (d *device) flushAll() {
 	}
 }
 
-// storageKey loads the storage root key: the ECC P-256 key that every TPM makes from its seed for the TCG's template (TCG TPM v2.0
-// Provisioning Guidance section 7.5.1). Its name stays the same until somebody clears the TPM, and is what everything is bound to.
+// storageTemplate is what the storage root key is made from: ECC P-256 as the TCG has it (TCG EK Credential Profile annex B, without the
+// policy), with nothing in unique. That is the parent of key files, and what systemd uses; go-tpm's template has zeros in unique, which
+// makes another key.
+func storageTemplate() tpm2.TPMTPublic {
+	t := tpm2.ECCSRKTemplate
+	t.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{})
+	return t
+}
+
+// storageKey loads the storage root key, which every TPM makes from its seed and the template. Its name stays the same until somebody
+// clears the TPM, and is what everything is bound to.
 //
 // Invariant: whatever is encrypted to the TPM is encrypted to a key whose name is the pinned one. So somebody between us and the TPM
 // cannot put a key of theirs in its place.
@@ -293,7 +302,7 @@ func (d *device) storageKey() (*object, error) {
 	if d.root == nil {
 		answer, err := tpm2.CreatePrimary{
 			PrimaryHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: d.ownerSession()},
-			InPublic:      tpm2.New2B(tpm2.ECCSRKTemplate),
+			InPublic:      tpm2.New2B(storageTemplate()),
 		}.Execute(d)
 		if isOneOf(err, tpm2.TPMRCBadAuth, tpm2.TPMRCAuthFail, tpm2.TPMRCLockout) {
 			return nil, &enclave.Error{Kind: enclave.ErrMisconfigured, Detail: "the owner hierarchy of the TPM has another password", Cause: err,
@@ -342,7 +351,7 @@ func (o *object) describe(public tpm2.TPM2BPublic) error {
 
 // checkStorageKey refuses a key that is not made from the template: one that the TPM would let out, or whose private half somebody knows.
 func checkStorageKey(public *tpm2.TPMTPublic) error {
-	want := tpm2.ECCSRKTemplate
+	want := storageTemplate()
 	want.Unique = public.Unique
 	if !bytes.Equal(tpm2.Marshal(want), tpm2.Marshal(*public)) {
 		return &enclave.Error{Kind: enclave.ErrMisconfigured, Detail: "the storage key of the TPM is not what was asked for"}

@@ -380,8 +380,7 @@ func TestClearedIsNotCorrupt(t *testing.T) {
 func TestClearedUnderUs(t *testing.T) {
 	s := startSimulator(t)
 	var clearNow atomic.Bool
-	var d *TPM
-	d = s.openWith(Config{}, func(a address) (link, error) {
+	d := s.openWith(Config{}, func(a address) (link, error) {
 		l, err := a.dial()
 		return &tap{link: l, before: func([]byte) []byte {
 			if clearNow.CompareAndSwap(true, false) {

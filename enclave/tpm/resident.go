@@ -7,6 +7,7 @@ import (
 	"crypto/ecdh"
 	"crypto/ecdsa"
 	"crypto/elliptic"
+	"crypto/hmac"
 	"crypto/rsa"
 	_ "crypto/sha256" // linked in for crypto.Hash
 	_ "crypto/sha512"
@@ -23,7 +24,10 @@ import (
 	"github.com/kmsd-project/kmsd/keystore/keyspec"
 )
 
-const labelKey = "kmsd tpm key auth v1"
+const (
+	labelKey   = "kmsd tpm key auth v1"
+	labelCheck = "kmsd tpm key check v1"
+)
 
 // ErrDecryption says that a ciphertext does not decrypt under the key. It comes wrapped together with enclave.ErrCorrupt, and is the same
 // for every cause, so that it answers no questions about the padding (RFC 8017 section 7.1.2).
@@ -158,6 +162,7 @@ func (t *TPM) Generate(ctx context.Context, s enclave.Spec) (enclave.Blob, []byt
 		return nil, nil, err
 	}
 	k := &key{algorithm: s.Algorithm, salt: newSalt()}
+	k.check = bind(k.salt, labelCheck, s.AAD)[:checkSize]
 	auth := authValue(k.salt, labelKey, s.AAD)
 	defer clear(auth)
 	made, err := call(ctx, t, func(d *device) (*created, error) {
@@ -217,6 +222,9 @@ func (t *TPM) Do(ctx context.Context, b enclave.Blob, op enclave.Op, dst []byte)
 	if err != nil {
 		return nil, corrupt("public area of the key", err)
 	}
+	if !hmac.Equal(k.check, bind(k.salt, labelCheck, op.Bound)[:checkSize]) {
+		return nil, errOtherRecord(nil)
+	}
 	auth := authValue(k.salt, labelKey, op.Bound)
 	defer clear(auth)
 	r := &use{key: k, public: public, input: bytes.Clone(op.Input), label: bytes.Clone(op.AAD)}
@@ -271,6 +279,8 @@ func (t *TPM) Do(ctx context.Context, b enclave.Blob, op enclave.Op, dst []byte)
 	return append(dst[:0], result...), nil
 }
 
+func errOtherRecord(cause error) error { return corrupt("the key belongs to another record", cause) }
+
 // withKey loads the key for one operation.
 func (d *device) withKey(k *key, auth []byte, do func(d *device, root, o *object, auth []byte) ([]byte, error)) ([]byte, error) {
 	defer clear(auth)
@@ -288,7 +298,7 @@ func (d *device) withKey(k *key, auth []byte, do func(d *device, root, o *object
 	defer d.flush(o)
 	result, err := do(d, root, o, auth)
 	if isOneOf(err, tpm2.TPMRCBadAuth, tpm2.TPMRCAuthFail) {
-		return nil, corrupt("the key belongs to another record", err)
+		return nil, errOtherRecord(err)
 	}
 	return result, err
 }

@@ -227,6 +227,21 @@ func TestResidentBlob(t *testing.T) {
 		}
 	}
 	op.Bound = nil
+	// The TPM refuses it too, not only the check value.
+	inner, err := decodeKey(bytes.Clone(k.blob))
+	if err != nil {
+		t.Fatal(err)
+	}
+	inner.check = bind(inner.salt, labelCheck, []byte("another record"))[:checkSize]
+	moved, err := inner.encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	op.Bound = []byte("another record")
+	if _, err := (residentKey{d, moved, nil}).do(t, op); !isOneOf(err, tpm2.TPMRCBadAuth) || !errors.Is(err, enclave.ErrCorrupt) {
+		t.Errorf("bound to another record by its check value alone: %v", err)
+	}
+	op.Bound = nil
 	for i := range k.blob {
 		bad := residentKey{d, bytes.Clone(k.blob), nil}
 		bad.blob[i] ^= 1
@@ -362,7 +377,6 @@ func TestMechanisms(t *testing.T) {
 // A device that makes a wrong signature, by a fault or on purpose, is noticed before anybody sees it.
 func TestFaultySignatureIsNotReleased(t *testing.T) {
 	s := startSimulator(t)
-	var swap bool // digests, on their way to the TPM: what comes back is authentic, and a signature over something else
 	k := generate(t, s.open(Config{}), spec(keyspec.ECDSAP256, keyspec.Sign))
 	u := &use{scheme: schemes[7], input: make([]byte, 32), public: k.public}
 	signature, err := call(limited(t), k.driver, func(d *device) ([]byte, error) {
@@ -371,13 +385,11 @@ func TestFaultySignatureIsNotReleased(t *testing.T) {
 			return nil, err
 		}
 		return d.withKey(inner, authValue(inner.salt, labelKey, testAAD), func(d *device, root, o *object, auth []byte) ([]byte, error) {
-			if !swap {
-				other, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-				if err != nil {
-					return nil, err
-				}
-				u.public = &other.PublicKey
+			other, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+			if err != nil {
+				return nil, err
 			}
+			u.public = &other.PublicKey
 			return u.sign(d, root, o, auth)
 		})
 	})

@@ -60,9 +60,8 @@ func (f *keyFile) marshal() ([]byte, error) {
 	b := cryptobyte.NewBuilder(nil)
 	b.AddASN1(asn1.SEQUENCE, func(b *cryptobyte.Builder) {
 		b.AddASN1ObjectIdentifier(f.kind)
-		if f.emptyAuth {
-			b.AddASN1(tagEmptyAuth, func(b *cryptobyte.Builder) { b.AddASN1Boolean(true) })
-		}
+		// Also when it is false: OpenSSL's provider (1.1.1) takes an absent one for true.
+		b.AddASN1(tagEmptyAuth, func(b *cryptobyte.Builder) { b.AddASN1Boolean(f.emptyAuth) })
 		b.AddASN1Uint64(uint64(f.parent))
 		for _, area := range [][]byte{f.public, f.private} {
 			b.AddASN1(asn1.OCTET_STRING, func(b *cryptobyte.Builder) { addBytes16(b, area) })
@@ -158,6 +157,9 @@ func Export(b enclave.Blob, bound []byte) (file, password []byte, err error) {
 // Import takes over a key file whose key was made by this TPM under its storage key, and whose password is given, nil for none. The
 // algorithm may be left empty. The file and its password still work afterwards: a TPM cannot revoke them.
 //
+// The keys of OpenSSL's provider are under the protection against dictionary attacks: the TPM counts a loss of power after their use as a
+// wrong password.
+//
 // Only keys that never were anywhere else are taken, since that is what a resident key is for.
 func (t *TPM) Import(ctx context.Context, file, password []byte, s enclave.Spec) (enclave.Blob, []byte, error) {
 	refuse := func(format string, args ...any) (enclave.Blob, []byte, error) {
@@ -184,6 +186,7 @@ func (t *TPM) Import(ctx context.Context, file, password []byte, s enclave.Spec)
 		return refuse("associated data of %d bytes", len(s.AAD))
 	}
 	k := &key{salt: newSalt(), public: bytes.Clone(f.public)}
+	k.check = bind(k.salt, labelCheck, s.AAD)[:checkSize]
 	area, public, err := k.area()
 	if err != nil {
 		return refuse("%v", err)
