@@ -3,6 +3,7 @@ package tpm
 import (
 	"bytes"
 	"crypto/ecdh"
+	"crypto/hmac"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
@@ -64,6 +65,9 @@ func TestNothingSecretOnTheBus(t *testing.T) {
 	if got, err := decrypts.do(t, enclave.Op{Usage: keyspec.Decrypt, Input: ciphertext}); err != nil || !bytes.Equal(got, plaintext) {
 		t.Fatal(err)
 	}
+	if _, err := decrypts.do(t, enclave.Op{Usage: keyspec.Sign, Input: plaintext}); !errors.Is(err, enclave.ErrUnsupported) {
+		t.Errorf("signature with a key that only decrypts: %v", err)
+	}
 	agrees := generate(t, d, spec(keyspec.ECDHP256, keyspec.Agree))
 	peer, err := ecdh.P256().GenerateKey(rand.Reader)
 	if err != nil {
@@ -95,7 +99,8 @@ func TestNothingSecretOnTheBus(t *testing.T) {
 	}
 }
 
-// Somebody on the bus who puts a storage key of theirs in place of the TPM's, to read what is salted to it, is told from a TPM.
+// Somebody on the bus who puts a storage key of theirs in place of the TPM's, to read what is salted to it, is told from a TPM by the pin.
+// The first enrolment has no pin, and relies on nobody being there.
 func TestStorageKeyOfAnInterposer(t *testing.T) {
 	s := startSimulator(t)
 	binding := func() string {
@@ -104,49 +109,38 @@ func TestStorageKeyOfAnInterposer(t *testing.T) {
 		enrol(t, d, enclave.Auth{})
 		return d.Info().Binding
 	}()
-	// replace puts another public area into the answer of TPM2_CreatePrimary, and a matching name at its end.
-	replace := func(change func(p *tpm2.TPMTPublic)) func(_, answer []byte) []byte {
-		return func(command, answer []byte) []byte {
-			if commandCode(command) != tpm2.TPMCCCreatePrimary || responseCode(answer) != 0 {
-				return answer
-			}
-			const start = headerSize + 4 + 4 // handle, size of parameters
-			size := int(binary.BigEndian.Uint16(answer[start:]))
-			public, err := tpm2.Unmarshal[tpm2.TPMTPublic](answer[start+2 : start+2+size])
-			if err != nil {
-				t.Error(err)
-				return answer
-			}
-			change(public)
-			return append(append(bytes.Clone(answer[:start+2]), tpm2.Marshal(*public)...), answer[start+2+size:]...)
-		}
-	}
 	own, err := ecdh.P256().GenerateKey(rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	theirs := replace(func(p *tpm2.TPMTPublic) {
-		p.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, pointOf(own.PublicKey().Bytes()))
-	})
 	for name, c := range map[string]struct {
-		after func(_, answer []byte) []byte
-		pin   string
+		change func(p *tpm2.TPMTPublic)
+		want   error
 	}{
-		"pinned":     {theirs, binding},
-		"not pinned": {theirs, ""}, // the HMAC of the answer betrays them: the session is authorised by the owner's (empty) password
-		"attributes": {replace(func(p *tpm2.TPMTPublic) { p.ObjectAttributes.FixedTPM = false }), ""},
-		"off curve":  {replace(func(p *tpm2.TPMTPublic) { p.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{}) }), ""},
+		"own key": {func(p *tpm2.TPMTPublic) {
+			p.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, pointOf(own.PublicKey().Bytes()))
+		}, enclave.ErrReplaced},
+		"attributes": {func(p *tpm2.TPMTPublic) { p.ObjectAttributes.FixedTPM = false }, enclave.ErrMisconfigured},
 	} {
-		d := s.openWith(Config{Binding: c.pin}, tapped(nil, c.after))
-		if blob, err := d.Wrap(limited(t), make([]byte, enclave.SecretSize), testAAD); err == nil {
-			t.Errorf("%s: enrolled with blob %x", name, blob)
+		replaced := 0
+		d := s.openWith(Config{Binding: binding}, tapped(nil, func(command, answer []byte) []byte {
+			if commandCode(command) == tpm2.TPMCCCreatePrimary && responseCode(answer) == 0 {
+				replaced++
+				return forgePrimary(t, command, answer, c.change)
+			}
+			return answer
+		}))
+		if _, err := d.Wrap(limited(t), make([]byte, enclave.SecretSize), testAAD); !errors.Is(err, c.want) {
+			t.Errorf("%s: %v", name, err)
 		}
-		if h := d.Health(limited(t)); h.State == enclave.Ready {
+		if h := d.Health(limited(t)); h.State != enclave.Replaced && h.State != enclave.Misconfigured {
 			t.Errorf("%s: health %+v", name, h)
 		}
 		d.Close()
+		if replaced == 0 {
+			t.Errorf("%s: nothing was replaced, so this test shows nothing", name)
+		}
 	}
-	// Past the HMAC, the checks of the driver itself.
 	root, err := tpm2.Unmarshal[tpm2.TPMTPublic](tpm2.Marshal(tpm2.ECCSRKTemplate))
 	if err != nil {
 		t.Fatal(err)
@@ -167,6 +161,38 @@ func TestStorageKeyOfAnInterposer(t *testing.T) {
 			t.Errorf("%s: accepted", name)
 		}
 	}
+}
+
+// forgePrimary changes the public area in an answer to TPM2_CreatePrimary, and makes its HMAC anew, which takes no more than to know that
+// the owner has no password (TPM 2.0 part 1 section 19.6.5).
+func forgePrimary(t *testing.T, command, answer []byte, change func(p *tpm2.TPMTPublic)) []byte {
+	const parameters = headerSize + 4 + 4 // after the handle and their size
+	size := int(binary.BigEndian.Uint16(answer[parameters:]))
+	public, err := tpm2.Unmarshal[tpm2.TPMTPublic](answer[parameters+2 : parameters+2+size])
+	if err != nil {
+		t.Error(err)
+		return answer
+	}
+	change(public)
+	forged := bytes.Clone(answer)
+	if copy(forged[parameters+2:parameters+2+size], tpm2.Marshal(*public)) != size {
+		t.Error("the public area has another size")
+	}
+	end := parameters + int(binary.BigEndian.Uint32(answer[headerSize+4:]))
+	hash := sha256.New()
+	hash.Write(answer[6:10])
+	hash.Write(command[6:10])
+	hash.Write(forged[parameters:end])
+	nonceTPM := forged[end+2 : end+2+nonceSize]
+	attributes := forged[end+2+nonceSize]
+	const caller = headerSize + 4 + 4 + 4 + 2 // handle, size of the sessions, session, size of the nonce
+	mac := hmac.New(sha256.New, nil)
+	mac.Write(hash.Sum(nil))
+	mac.Write(nonceTPM)
+	mac.Write(command[caller : caller+nonceSize])
+	mac.Write([]byte{attributes})
+	copy(forged[len(forged)-sha256.Size:], mac.Sum(nil))
+	return forged
 }
 
 // The auth value of an object has no zero byte, since go-tpm cuts it off there.
@@ -322,7 +348,14 @@ func FuzzDevice(f *testing.F) {
 	d.Close()
 	f.Add(byte(0), recorded)
 	f.Fuzz(func(t *testing.T, what byte, data []byte) {
-		d, err := open(Config{Device: "unix:/fuzz"}, func(address) (link, error) { return &answers{data}, nil })
+		dialled := false
+		d, err := open(Config{Device: "unix:/fuzz"}, func(address) (link, error) {
+			if dialled { // connecting again would only take time
+				return nil, &enclave.Error{Kind: enclave.ErrMisconfigured}
+			}
+			dialled = true
+			return &answers{data}, nil
+		})
 		if err != nil {
 			t.Fatal(err)
 		}

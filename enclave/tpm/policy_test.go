@@ -179,6 +179,7 @@ func (x *signedSlot) refused(t *testing.T, why string) {
 }
 
 func TestSignedPolicy(t *testing.T) {
+	t.Parallel()
 	p256, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)

@@ -10,6 +10,9 @@
 // What a TPM protects against is the theft of the disk. It does not protect against root on the same machine, who can ask it like kmsd
 // does. A software TPM protects as well as its state directory: a copy of that opens everything.
 //
+// Somebody who can change what goes over the bus learns nothing and changes nothing, since every session is salted to the storage key of the
+// TPM, whose name is pinned. The first enrolment pins it, and so relies on nobody being there; endorsement certificates are not looked at.
+//
 // What is not promised: keys are not destroyed by destroying their blob. A blob and its PIN open as long as the TPM is not cleared, even
 // after the PIN was changed or the slot removed; only another root key makes an old copy of the store worthless.
 package tpm

@@ -78,6 +78,7 @@ func verifies(t *testing.T, public crypto.PublicKey, signature []byte) bool {
 
 // OpenSSL signs with our keys.
 func TestExportForOpenSSL(t *testing.T) {
+	t.Parallel()
 	s := startSimulator(t)
 	d := s.open(Config{})
 	for _, a := range []keyspec.Algorithm{keyspec.ECDSAP256, keyspec.ECDSAP384, keyspec.RSA2048} {
@@ -115,6 +116,7 @@ func TestExportForOpenSSL(t *testing.T) {
 
 // We use keys that OpenSSL made.
 func TestImportFromOpenSSL(t *testing.T) {
+	t.Parallel()
 	s := startSimulator(t)
 	d := s.open(Config{})
 	if h := d.Health(limited(t)); h.State != enclave.Ready { // starts the TPM up
