@@ -140,6 +140,9 @@ func (d *device) connect() error {
 	if d.link != nil {
 		return nil
 	}
+	if err := d.job.ctx.Err(); err != nil {
+		return err
+	}
 	l, err := d.dial()
 	if err != nil {
 		return err

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"os/exec"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -275,11 +276,16 @@ func TestHangingDevice(t *testing.T) {
 		t.Errorf("came back after %v", took)
 	}
 	s.cmd.Process.Signal(syscall.SIGSTOP)
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	d.Health(ctx)
+	waiting := make(chan error)
+	go func() {
+		waiting <- d.Unwrap(limited(t), blob, testAAD, enclave.Auth{}, make([]byte, enclave.SecretSize))
+	}()
+	time.Sleep(50 * time.Millisecond)
 	start = time.Now()
 	d.Close()
+	if err := <-waiting; !errors.Is(err, enclave.ErrAbsent) {
+		t.Errorf("call under way when the driver was closed: %v", err)
+	}
 	<-d.gone
 	if took := time.Since(start); took > 2*time.Second {
 		t.Errorf("closing took %v", took)
@@ -403,6 +409,30 @@ func TestClearedUnderUs(t *testing.T) {
 	clearNow.Store(true)
 	if _, err := unwrap(t, d, blob, enclave.Auth{}); !errors.Is(err, enclave.ErrReplaced) {
 		t.Error(err)
+	}
+}
+
+// A power cycle that the connection survives, as with a resource manager in between, before each command in turn.
+func TestResetUnderUs(t *testing.T) {
+	s := startSimulator(t)
+	var sent, at atomic.Int32
+	d := s.openWith(Config{}, tapped(func([]byte) []byte {
+		if sent.Add(1) == at.Load() {
+			if out, err := exec.Command("swtpm_ioctl", "--unix", s.socket()+".ctrl", "-i").CombinedOutput(); err != nil {
+				t.Errorf("%v\n%s", err, out)
+			}
+		}
+		return nil
+	}, nil))
+	blob, secret := enrol(t, d, enclave.Auth{})
+	for n := range int32(6) {
+		sent.Store(0)
+		at.Store(n + 1)
+		opens(t, d, blob, enclave.Auth{}, secret)
+		if n < 4 && sent.Load() < at.Load() {
+			t.Error("nothing was reset, so this test shows nothing")
+		}
+		at.Store(0)
 	}
 }
 

@@ -100,3 +100,13 @@ func (d *device) lockout() (lockout, error) {
 	}
 	return l, nil
 }
+
+// lockedOut says until when.
+func (d *device) lockedOut(cause error) error {
+	l, err := d.lockout()
+	if err != nil {
+		return err
+	}
+	return &enclave.Error{Kind: enclave.ErrLockedOut, Until: l.until, Cause: cause, Detail: "too many wrong PINs, or losses of power",
+		Remedy: "wait, or reset the count with the lockout password (tpm2_dictionarylockout -c), or unlock with another slot"}
+}

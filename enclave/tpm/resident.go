@@ -300,6 +300,9 @@ func (d *device) withKey(k *key, auth []byte, do func(d *device, root, o *object
 	if isOneOf(err, tpm2.TPMRCBadAuth, tpm2.TPMRCAuthFail) {
 		return nil, errOtherRecord(err)
 	}
+	if isOneOf(err, tpm2.TPMRCLockout) { // imported keys
+		return nil, d.lockedOut(err)
+	}
 	return result, err
 }
 

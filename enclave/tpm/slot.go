@@ -245,9 +245,7 @@ func (d *device) refused(err error, s *slot) error {
 		}
 		return e
 	case isOneOf(err, tpm2.TPMRCLockout):
-		l, _ := d.lockout()
-		return &enclave.Error{Kind: enclave.ErrLockedOut, Until: l.until, Cause: err, Detail: "too many wrong PINs, or losses of power",
-			Remedy: "wait, or reset the count with the lockout password (tpm2_dictionarylockout -c), or unlock with another slot"}
+		return d.lockedOut(err)
 	case isOneOf(err, tpm2.TPMRCPolicyFail) && s.pcrs != 0:
 		return &enclave.Error{Kind: enclave.ErrPolicy, Cause: err, Detail: fmt.Sprintf("a PCR of %v is not as it was when the slot was made", s.pcrs.list()),
 			Remedy: "unlock with another slot, then remove this one and enrol the TPM again"}

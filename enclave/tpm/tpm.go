@@ -67,11 +67,12 @@ type TPM struct {
 	config  Config
 	signer  []byte // SPKI of config.Signer
 	jobs    chan *job
-	quit    chan struct{}
+	life    context.Context // done when the driver is closed
+	end     context.CancelFunc
 	gone    chan struct{} // closed when the goroutine has ended
-	close   sync.Once
 
 	mu       sync.Mutex
+	hurry    bool   // links are to be interrupted
 	link     link   // what Close interrupts
 	name     []byte // of the storage key, once seen or configured
 	warnings []string
@@ -86,10 +87,11 @@ func open(c Config, dial func(address) (link, error)) (*TPM, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &TPM{address: a, config: c, jobs: make(chan *job), quit: make(chan struct{}), gone: make(chan struct{})}
+	t := &TPM{address: a, config: c, jobs: make(chan *job), gone: make(chan struct{})}
 	if err := t.check(); err != nil {
 		return nil, err
 	}
+	t.life, t.end = context.WithCancel(context.Background())
 	t.config.PIN = slices.Clone(c.PIN)
 	t.config.OwnerPassword = slices.Clone(c.OwnerPassword)
 	go t.serve(&device{
@@ -179,21 +181,21 @@ func (t *TPM) Info() enclave.Info {
 	return info
 }
 
-// Close ends the goroutine and releases the device, waiting a moment for work inside it. Closing twice is harmless.
+// Close ends what is under way at its next command, and releases the device. A device that hangs is let go after a moment. Closing twice is
+// harmless.
 func (t *TPM) Close() error {
-	t.close.Do(func() {
-		close(t.quit)
-		select {
-		case <-t.gone:
-			return
-		case <-time.After(500 * time.Millisecond):
-		}
-		t.mu.Lock()
-		if t.link != nil {
-			t.link.Interrupt()
-		}
-		t.mu.Unlock()
-	})
+	t.end()
+	select {
+	case <-t.gone:
+		return nil
+	case <-time.After(500 * time.Millisecond):
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.hurry = true
+	if t.link != nil {
+		t.link.Interrupt()
+	}
 	return nil
 }
 
@@ -209,6 +211,9 @@ func (t *TPM) linked(l link) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.link = l
+	if l != nil && t.hurry {
+		l.Interrupt()
+	}
 }
 
 // serve is the goroutine that owns the device. It keeps the link as long as there is work, and then lets others have the device.
@@ -227,7 +232,7 @@ func (t *TPM) serve(d *device) {
 	defer idle.Stop()
 	for {
 		select {
-		case <-t.quit:
+		case <-t.life.Done():
 			return
 		case j := <-t.jobs:
 			j.deliver(d.do(j))
@@ -250,7 +255,10 @@ func call[T any](ctx context.Context, t *TPM, f func(d *device) (T, error)) (T, 
 	}
 	done, left := make(chan error), make(chan struct{})
 	defer close(left)
-	j := &job{ctx: ctx}
+	working, stop := context.WithCancel(ctx)
+	defer stop()
+	defer context.AfterFunc(t.life, stop)()
+	j := &job{ctx: working}
 	j.run = func(d *device) (err error) {
 		v, err = f(d)
 		return err
@@ -268,11 +276,14 @@ func call[T any](ctx context.Context, t *TPM, f func(d *device) (T, error)) (T, 
 	case t.jobs <- j:
 	case <-ctx.Done():
 		return none, ctx.Err()
-	case <-t.quit:
+	case <-t.life.Done():
 		return none, errClosed()
 	}
 	select {
 	case err := <-done:
+		if err != nil && ctx.Err() == nil && t.closed() {
+			return none, errClosed()
+		}
 		if err != nil {
 			return none, err
 		}
@@ -284,14 +295,7 @@ func call[T any](ctx context.Context, t *TPM, f func(d *device) (T, error)) (T, 
 	}
 }
 
-func (t *TPM) closed() bool {
-	select {
-	case <-t.quit:
-		return true
-	default:
-		return false
-	}
-}
+func (t *TPM) closed() bool { return t.life.Err() != nil }
 
 func errClosed() error {
 	return &enclave.Error{Kind: enclave.ErrAbsent, Detail: "the TPM driver is closed"}

@@ -174,6 +174,35 @@ func TestImportFromOpenSSL(t *testing.T) {
 	}
 }
 
+// Keys of OpenSSL's provider are refused during a lockout, which says until when; ours are not.
+func TestImportedKeysAreLockedOut(t *testing.T) {
+	t.Parallel()
+	s := startSimulator(t)
+	d := s.open(Config{})
+	ours := generate(t, d, spec(keyspec.ECDSAP256, keyspec.Sign))
+	o := openssl{t, s, t.TempDir()}
+	o.run(append([]string{"genpkey", "-algorithm", "EC", "-pkeyopt", "group:P-256", "-pkeyopt", "user-auth:secret", "-out", "key.pem"}, provider...)...)
+	file := o.read("key.pem")
+	blob, _, err := d.Import(limited(t), file, []byte("secret"), spec("", keyspec.Sign))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if _, _, err := d.Import(limited(t), file, []byte("guessed"), spec("", keyspec.Sign)); !errors.Is(err, enclave.ErrAuth) {
+			t.Fatal(err)
+		}
+	}
+	op := enclave.Op{Usage: keyspec.Sign, Input: tss2Message}
+	_, err = (residentKey{d, blob, nil}).do(t, op)
+	var e *enclave.Error
+	if !errors.Is(err, enclave.ErrLockedOut) || !errors.As(err, &e) || e.Until.IsZero() {
+		t.Errorf("imported key: %v", err)
+	}
+	if _, err := ours.do(t, op); err != nil {
+		t.Errorf("generated key: %v", err)
+	}
+}
+
 func TestImportRefuses(t *testing.T) {
 	s := startSimulator(t)
 	d := s.open(Config{})
