@@ -94,6 +94,9 @@ func (t *TPM) IncrementCounter(ctx context.Context, id [16]byte) (uint64, error)
 			AuthHandle: tpm2.AuthHandle{Handle: c.index, Name: c.name, Auth: counterSession(root, c)},
 			NVIndex:    tpm2.NamedHandle{Handle: c.index, Name: c.name},
 		}.Execute(d)
+		if isOneOf(err, tpm2.TPMRCBadAuth, tpm2.TPMRCAuthFail) {
+			return 0, foreignIndex(c.index, err)
+		}
 		if err != nil {
 			return 0, err
 		}

@@ -115,4 +115,30 @@ func TestForeignIndex(t *testing.T) {
 	if _, err := d.IncrementCounter(limited(t), id); !errors.Is(err, enclave.ErrMisconfigured) {
 		t.Error(err)
 	}
+	// A counter that looks like ours and has another password.
+	id = [16]byte{5}
+	c = newCounter(id)
+	s.other(func(b bare) {
+		public := c.public()
+		name, err := tpm2.NVName(&public)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = tpm2.NVDefineSpace{AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)},
+			PublicInfo: tpm2.New2B(public)}.Execute(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = tpm2.NVIncrement{AuthHandle: tpm2.AuthHandle{Handle: c.index, Name: *name, Auth: tpm2.PasswordAuth(nil)},
+			NVIndex: tpm2.NamedHandle{Handle: c.index, Name: *name}}.Execute(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+	})
+	if _, err := d.ReadCounter(limited(t), id); !errors.Is(err, enclave.ErrMisconfigured) {
+		t.Error(err)
+	}
+	if _, err := d.IncrementCounter(limited(t), id); !errors.Is(err, enclave.ErrMisconfigured) {
+		t.Error(err)
+	}
 }

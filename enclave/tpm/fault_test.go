@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os/exec"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -610,5 +612,72 @@ func TestPowerCutsCountWithPIN(t *testing.T) {
 	}
 	if len(d.Info().Warnings) == 0 {
 		t.Error("no warning")
+	}
+}
+
+// Another program that holds a software TPM is waited for as long as the context allows.
+func TestHeldByAnother(t *testing.T) {
+	s := startSimulator(t)
+	d := s.open(Config{})
+	blob, secret := enrol(t, d, enclave.Auth{})
+	s.other(func(bare) {
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer cancel()
+		if err := d.Unwrap(ctx, blob, testAAD, enclave.Auth{}, make([]byte, enclave.SecretSize)); !errors.Is(err, context.DeadlineExceeded) {
+			t.Error(err)
+		}
+	})
+	opens(t, d, blob, enclave.Auth{}, secret)
+	done := make(chan error)
+	s.other(func(bare) {
+		go func() {
+			done <- d.Unwrap(limited(t), blob, testAAD, enclave.Auth{}, make([]byte, enclave.SecretSize))
+		}()
+		time.Sleep(100 * time.Millisecond)
+	})
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// Each thing that a TPM says asks for another remedy.
+func TestTranslate(t *testing.T) {
+	for rc, want := range map[tpm2.TPMRC]error{
+		tpm2.TPMRCRetry:         enclave.ErrBusy,
+		tpm2.TPMRCNVRate:        enclave.ErrBusy,
+		tpm2.TPMRCNVUnavailable: enclave.ErrBusy,
+		tpm2.TPMRCObjectMemory:  enclave.ErrBusy,
+		tpm2.TPMRCInitialize:    enclave.ErrBusy,
+		tpm2.TPMRCLockout:       enclave.ErrLockedOut,
+		tpm2.TPMRCBadAuth:       enclave.ErrAuth,
+		tpm2.TPMRCAuthFail:      enclave.ErrAuth,
+		tpm2.TPMRCPolicyFail:    enclave.ErrPolicy,
+		tpm2.TPMRCPCRChanged:    enclave.ErrPolicy,
+		tpm2.TPMRCIntegrity:     enclave.ErrCorrupt,
+		tpm2.TPMRCFailure:       enclave.ErrMisconfigured,
+		tpm2.TPMRCHierarchy:     enclave.ErrMisconfigured,
+		tpm2.TPMRCNVSpace:       enclave.ErrMisconfigured,
+		tpm2.TPMRCCommandCode:   enclave.ErrUnsupported,
+		tpm2.TPMRCCurve:         enclave.ErrUnsupported,
+	} {
+		about := rc
+		if rc&0x80 != 0 { // a code of format one, about a parameter or a session
+			about |= 0x140
+		}
+		if err := translate(fmt.Errorf("while testing: %w", about)); !errors.Is(err, want) {
+			t.Errorf("%v: %v, want %v", rc, err, want)
+		}
+	}
+	lost := &lostError{errors.New("broken pipe")}
+	if err := translate(lost); !errors.Is(err, enclave.ErrAbsent) || !strings.Contains(err.Error(), "broken pipe") {
+		t.Error(err)
+	}
+	if err := translate(errors.New("incorrect authorization HMAC")); !errors.Is(err, enclave.ErrMisconfigured) {
+		t.Error(err)
+	}
+	for _, err := range []error{nil, context.Canceled, &enclave.Error{Kind: enclave.ErrReplaced, Cause: tpm2.TPMRCRetry}} {
+		if got := translate(err); got != err {
+			t.Errorf("%v became %v", err, got)
+		}
 	}
 }
