@@ -36,7 +36,7 @@ func TestNothingSecretOnTheBus(t *testing.T) {
 			t.Fatal(err)
 		}
 		auth := authValue(sl.salt, labelSlot, a.Secret)
-		value, err := call(limited(t), d, func(d *device) ([]byte, error) { return d.openSlot(sl, bytes.Clone(auth), nil) })
+		value, err := call(limited(t), d, func(d *device) ([]byte, error) { return d.openSlot(sl, auth, nil) })
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"runtime"
 	"time"
 
 	"github.com/google/go-tpm/tpm2"
@@ -56,7 +57,8 @@ type job struct {
 	ctx       context.Context
 	run       func(d *device) error // may be called several times
 	deliver   func(err error)
-	attempted bool // a command has gone out that must not go out twice: a PIN, an increment
+	secrets   [][]byte // wiped when the job is over
+	attempted bool     // a command has gone out that must not go out twice: a PIN, an increment
 }
 
 // object is something loaded into the TPM.
@@ -68,6 +70,12 @@ type object struct {
 
 func (o *object) with(s tpm2.Session) tpm2.AuthHandle {
 	return tpm2.AuthHandle{Handle: o.handle, Name: o.name, Auth: s}
+}
+
+func (j *job) wipe() {
+	for _, b := range j.secrets {
+		clear(b)
+	}
 }
 
 // do runs the job until it is done, fails for good, or its context is done.
@@ -122,7 +130,10 @@ func (d *device) attempt() (err error) {
 		defer func() {
 			if r := recover(); r != nil {
 				d.hangUp()
-				err = fmt.Errorf("panic while talking to the TPM: %v", r)
+				err = errors.New("panic while talking to the TPM")
+				if r, ok := r.(runtime.Error); ok { // its own panics print what they were working on
+					err = fmt.Errorf("%w: %w", err, r)
+				}
 			}
 		}()
 		if err = d.connect(); err == nil {

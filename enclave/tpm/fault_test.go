@@ -681,3 +681,24 @@ func TestTranslate(t *testing.T) {
 		}
 	}
 }
+
+// A caller that leaves wipes its PIN at once. What is wiped never reaches the TPM, which would count it.
+func TestAbandonedPINIsNotCounted(t *testing.T) {
+	s := startSimulator(t)
+	d := s.open(Config{PIN: []byte("4711")})
+	blob, secret := enrol(t, d, pin("4711"))
+	for i := range 100 {
+		a := pin("4711")
+		ctx, cancel := context.WithTimeout(t.Context(), time.Duration(i)*50*time.Microsecond)
+		err := d.Unwrap(ctx, blob, testAAD, a, make([]byte, enclave.SecretSize))
+		clear(a.Secret)
+		cancel()
+		if err != nil && !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatal(err)
+		}
+	}
+	opens(t, d, blob, pin("4711"), secret)
+	if n := s.property(tpm2.TPMPTLockoutCounter); n != 0 {
+		t.Errorf("the TPM counted %d", n)
+	}
+}

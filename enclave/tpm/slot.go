@@ -37,14 +37,16 @@ func (t *TPM) Wrap(ctx context.Context, secret, aad []byte) (enclave.Blob, error
 		return nil, errClosed()
 	}
 	s := &slot{guard: t.config.Guard, pin: len(t.config.PIN) > 0, salt: newSalt(), pcrs: selected, signer: t.signer}
+	t.mu.Lock()
 	auth := authValue(s.salt, labelSlot, t.config.PIN)
-	defer clear(auth)
+	t.mu.Unlock()
 	value := make([]byte, 32)
 	rand.Read(value)
 	defer clear(value)
+	data := bytes.Clone(value)
 	made, err := call(ctx, t, func(d *device) (*created, error) {
-		return d.createSlot(s.guard, bytes.Clone(auth), bytes.Clone(value), !s.pin, policy{s.pcrs, s.signer})
-	})
+		return d.createSlot(s.guard, auth, data, !s.pin, policy{s.pcrs, s.signer})
+	}, auth, data)
 	if err != nil {
 		return nil, err
 	}
@@ -101,8 +103,7 @@ func (t *TPM) Unwrap(ctx context.Context, b enclave.Blob, aad []byte, a enclave.
 		}
 	}
 	auth := authValue(s.salt, labelSlot, pin)
-	defer clear(auth)
-	value, err := call(ctx, t, func(d *device) ([]byte, error) { return d.openSlot(s, bytes.Clone(auth), approvals) })
+	value, err := call(ctx, t, func(d *device) ([]byte, error) { return d.openSlot(s, auth, approvals) }, auth)
 	if err != nil {
 		return err
 	}
@@ -150,8 +151,6 @@ func (d *device) create(root *object, template tpm2.TPMTPublic, auth, data []byt
 
 // createSlot makes the object that guards a slot: a sealed value or an ECDH key.
 func (d *device) createSlot(guard Guard, auth, value []byte, noDA bool, p policy) (*created, error) {
-	defer clear(auth)
-	defer clear(value)
 	root, err := d.storageKey()
 	if err != nil {
 		return nil, err
@@ -185,7 +184,6 @@ func (d *device) createSlot(guard Guard, auth, value []byte, noDA bool, p policy
 
 // openSlot has the TPM unseal the value, or agree on it.
 func (d *device) openSlot(s *slot, auth []byte, approvals []Approval) ([]byte, error) {
-	defer clear(auth)
 	root, err := d.storageKey()
 	if err != nil {
 		return nil, err

@@ -64,7 +64,7 @@ type Config struct {
 // Invariant: one goroutine talks to the device. Calls hand it their work and wait for the answer or for their context.
 type TPM struct {
 	address address
-	config  Config
+	config  Config // mu guards the bytes of PIN
 	signer  []byte // SPKI of config.Signer
 	jobs    chan *job
 	life    context.Context // done when the driver is closed
@@ -199,6 +199,14 @@ func (t *TPM) Close() error {
 	return nil
 }
 
+// forget wipes the PIN for new slots and the password of the owner.
+func (t *TPM) forget() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	clear(t.config.PIN)
+	clear(t.config.OwnerPassword)
+}
+
 func (t *TPM) learned(name []byte) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -219,7 +227,7 @@ func (t *TPM) linked(l link) {
 // serve is the goroutine that owns the device. It keeps the link as long as there is work, and then lets others have the device.
 func (t *TPM) serve(d *device) {
 	defer close(t.gone)
-	defer clear(t.config.PIN)
+	defer t.forget()
 	defer d.leave()
 	keep := idleAlone
 	switch {
@@ -235,7 +243,9 @@ func (t *TPM) serve(d *device) {
 		case <-t.life.Done():
 			return
 		case j := <-t.jobs:
-			j.deliver(d.do(j))
+			err := d.do(j)
+			j.wipe()
+			j.deliver(err)
 			idle.Reset(keep)
 		case <-idle.C:
 			d.leave()
@@ -244,13 +254,17 @@ func (t *TPM) serve(d *device) {
 }
 
 // call has f run by the owner of the device and returns what it returns. When the context is done first, the result is dropped, and wiped
-// if it is bytes. f may be run again after a failure, and may run on after call has returned, so it uses nothing that its caller may change.
-func call[T any](ctx context.Context, t *TPM, f func(d *device) (T, error)) (T, error) {
+// if it is bytes. f may be run again after a failure, and may run on after call has returned, so it uses nothing that its caller may change
+// or wipe: secrets that f uses are handed over to call, which wipes them when f does not need them any more.
+func call[T any](ctx context.Context, t *TPM, f func(d *device) (T, error), secrets ...[]byte) (T, error) {
 	var none, v T
+	j := &job{secrets: secrets}
 	if t.closed() {
+		j.wipe()
 		return none, errClosed()
 	}
 	if err := ctx.Err(); err != nil {
+		j.wipe()
 		return none, err
 	}
 	done, left := make(chan error), make(chan struct{})
@@ -258,7 +272,7 @@ func call[T any](ctx context.Context, t *TPM, f func(d *device) (T, error)) (T, 
 	working, stop := context.WithCancel(ctx)
 	defer stop()
 	defer context.AfterFunc(t.life, stop)()
-	j := &job{ctx: working}
+	j.ctx = working
 	j.run = func(d *device) (err error) {
 		v, err = f(d)
 		return err
@@ -275,8 +289,10 @@ func call[T any](ctx context.Context, t *TPM, f func(d *device) (T, error)) (T, 
 	select {
 	case t.jobs <- j:
 	case <-ctx.Done():
+		j.wipe()
 		return none, ctx.Err()
 	case <-t.life.Done():
+		j.wipe()
 		return none, errClosed()
 	}
 	select {

@@ -210,11 +210,10 @@ func (t *TPM) Import(ctx context.Context, file, password []byte, s enclave.Spec)
 		want.ObjectAttributes.SignEncrypt && !have.SignEncrypt || want.ObjectAttributes.Decrypt && !have.Decrypt {
 		return refuse("the attributes of the key do not allow it")
 	}
-	old, private, aad := bytes.Clone(password), bytes.Clone(f.private), bytes.Clone(s.AAD)
-	defer clear(old)
+	old, auth := bytes.Clone(password), authValue(k.salt, labelKey, s.AAD)
 	made, err := call(ctx, t, func(d *device) (*created, error) {
-		return d.changeAuth(k.public, private, bytes.Clone(old), authValue(k.salt, labelKey, aad), !have.NoDA)
-	})
+		return d.changeAuth(k.public, f.private, old, auth, !have.NoDA)
+	}, old, auth)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -229,8 +228,6 @@ func (t *TPM) Import(ctx context.Context, file, password []byte, s enclave.Spec)
 
 // changeAuth encrypts a key anew with another auth value.
 func (d *device) changeAuth(public, private, old, auth []byte, counted bool) (*created, error) {
-	defer clear(old)
-	defer clear(auth)
 	root, err := d.storageKey()
 	if err != nil {
 		return nil, err
