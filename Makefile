@@ -15,9 +15,9 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.9.0
 
 # What the tests use besides Go: a C compiler for the race detector, OpenSSL as the outside judge, Python for the example
-# client, setpriv (util-linux) for a second user.
-PACKAGES = gcc libc6-dev openssl python3 util-linux git ca-certificates
-TOOLS    = gcc openssl python3 setpriv git
+# client, setpriv (util-linux) for a second user, a software TPM and the provider with which OpenSSL uses one.
+PACKAGES = gcc libc6-dev openssl python3 util-linux git ca-certificates swtpm swtpm-tools tpm2-openssl
+TOOLS    = gcc openssl python3 setpriv git swtpm swtpm_setup
 
 .PHONY: help build demo test test-packages check vuln fuzz bench man clean
 

@@ -39,10 +39,12 @@ var law = map[string][]string{
 		"go.etcd.io/bbolt", "go.etcd.io/bbolt/errors"},
 
 	// What guards the root key.
-	"enclave":                      {"keystore/keyspec"},
-	"enclave/enclavetest":          {"enclave"},
-	"enclave/recovery":             {"enclave"},
-	"enclave/keyring":              {"enclave", "enclave/helper", "golang.org/x/sys/unix"},
+	"enclave":             {"keystore/keyspec"},
+	"enclave/enclavetest": {"enclave"},
+	"enclave/recovery":    {"enclave"},
+	"enclave/keyring":     {"enclave", "enclave/helper", "golang.org/x/sys/unix"},
+	"enclave/tpm": {"enclave", "keystore/keyspec", "keystore/secmem", "github.com/google/go-tpm/tpm2", "golang.org/x/crypto/cryptobyte",
+		"golang.org/x/crypto/cryptobyte/asn1", "golang.org/x/sys/unix"},
 	"enclave/helper":               {"enclave", "ipc", "ipc/proto", "golang.org/x/sys/unix"},
 	"enclave/keyring/kmsd-keyring": {"enclave", "enclave/helper", "enclave/keyring", "ipc", "ipc/proto", "golang.org/x/sys/unix", "github.com/99designs/keyring"},
 
