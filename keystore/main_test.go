@@ -92,7 +92,10 @@ func writerMain(dir string, limit int) {
 		}
 	}
 	fail := func(err error) {
-		if err != nil && !errors.Is(err, ErrClosed) {
+		switch {
+		case errors.Is(err, ErrClosed):
+			select {} // another one was the last and ends the process; this change was not made and must not be acknowledged
+		case err != nil:
 			fmt.Println("failed", err)
 			os.Exit(3)
 		}

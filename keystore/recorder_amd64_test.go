@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"syscall"
 	"testing"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -75,7 +76,6 @@ func (r *recorder) run(role string, args []string) error {
 	if err := syscall.PtraceSyscall(pid, 0); err != nil {
 		return err
 	}
-	seen := map[int]bool{pid: true}
 	for {
 		tid, err := syscall.Wait4(-1, &ws, unix.WALL|unix.WNOTHREAD, nil)
 		if err == syscall.EINTR {
@@ -97,15 +97,14 @@ func (r *recorder) run(role string, args []string) error {
 		signal := 0
 		switch stop := ws.StopSignal(); {
 		case stop == syscall.SIGTRAP|0x80:
-			if err := r.syscall(tid); err != nil {
+			if err := r.syscall(tid); err != nil && err != syscall.ESRCH { // killed by the end of its process
 				return err
 			}
 		case stop == syscall.SIGTRAP: // a new thread
-		case stop == syscall.SIGSTOP && !seen[tid]:
+		case stop == syscall.SIGSTOP: // the new thread itself; other signals may have reached it first
 		default:
 			signal = int(stop)
 		}
-		seen[tid] = true
 		if err := syscall.PtraceSyscall(tid, signal); err != nil && err != syscall.ESRCH {
 			return err
 		}
@@ -114,8 +113,12 @@ func (r *recorder) run(role string, args []string) error {
 
 // syscall is called at the beginning and at the end of each system call of a thread.
 func (r *recorder) syscall(tid int) error {
+	begins, err := syscallBegins(tid)
+	if err != nil {
+		return err
+	}
 	e := r.enter[tid]
-	if e == nil {
+	if begins {
 		e = &syscallEntry{}
 		if err := syscall.PtraceGetRegs(tid, &e.regs); err != nil {
 			return err
@@ -133,6 +136,9 @@ func (r *recorder) syscall(tid int) error {
 			e.path[0], e.path[1] = peekString(tid, e.regs.Rsi), peekString(tid, e.regs.R10)
 		}
 		return nil
+	}
+	if e == nil {
+		return fmt.Errorf("thread %d ends a system call that it has not begun", tid)
 	}
 	delete(r.enter, tid)
 	var out syscall.PtraceRegs
@@ -199,6 +205,16 @@ func (r *recorder) syscall(tid int) error {
 		}
 	}
 	return nil
+}
+
+// syscallBegins asks the kernel at which end of a system call a thread has stopped.
+func syscallBegins(tid int) (bool, error) {
+	var info [88]byte // struct ptrace_syscall_info
+	_, _, errno := syscall.Syscall6(syscall.SYS_PTRACE, unix.PTRACE_GET_SYSCALL_INFO, uintptr(tid), uintptr(len(info)), uintptr(unsafe.Pointer(&info)), 0, 0)
+	if errno != 0 {
+		return false, errno
+	}
+	return info[0] == unix.PTRACE_SYSCALL_INFO_ENTRY, nil
 }
 
 func (r *recorder) known(fd int) bool { _, ok := r.files[fd]; return ok }
