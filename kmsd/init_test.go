@@ -296,6 +296,7 @@ type terminal struct {
 	mu     sync.Mutex
 	screen bytes.Buffer
 	cmd    *exec.Cmd
+	hungUp chan struct{} // closed when everybody has let go of the terminal and all of it is on the screen
 }
 
 // startOnTerminal runs kmsd init as somebody at a terminal does.
@@ -317,7 +318,7 @@ func startOnTerminal(t *testing.T, args ...string) *terminal {
 		t.Fatal(err)
 	}
 	defer slave.Close()
-	x := &terminal{t: t, master: master, cmd: exec.Command(program(t), append([]string{"init"}, args...)...)}
+	x := &terminal{t: t, master: master, hungUp: make(chan struct{}), cmd: exec.Command(program(t), append([]string{"init"}, args...)...)}
 	x.cmd.Stdin, x.cmd.Stdout, x.cmd.Stderr = slave, slave, slave
 	x.cmd.Env = []string{"HOME=" + t.TempDir()}
 	x.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
@@ -330,6 +331,7 @@ func startOnTerminal(t *testing.T, args ...string) *terminal {
 		master.Close()
 	})
 	go func() {
+		defer close(x.hungUp)
 		buffer := make([]byte, 4096)
 		for {
 			n, err := master.Read(buffer)
@@ -370,6 +372,11 @@ func (x *terminal) press(keys string) {
 
 func (x *terminal) exit() int {
 	x.cmd.Wait()
+	select {
+	case <-x.hungUp:
+	case <-time.After(10 * time.Second):
+		x.t.Error("somebody still has the terminal open")
+	}
 	return x.cmd.ProcessState.ExitCode()
 }
 
