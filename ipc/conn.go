@@ -312,9 +312,18 @@ func (c *Conn) stop(reason error) {
 	}
 }
 
-// run reads frames until the connection ends, and closes it.
+// errHandshakeOver is read's word that the connection has just been established.
+var errHandshakeOver = errors.New("handshake is over")
+
+// run reads frames until the connection ends, and closes it. The handshake needs more stack than waiting does, and a stack
+// shrinks only when the collector comes by; so what follows it gets a goroutine of its own.
 func (c *Conn) run() {
 	err := c.read()
+	if err == errHandshakeOver {
+		go c.run()
+		return
+	}
+	defer c.server.leave(c)
 	c.mu.Lock()
 	if c.reason != nil {
 		err = c.reason
@@ -374,8 +383,12 @@ func (c *Conn) read() error {
 		if err := c.fill(); err != nil {
 			return err
 		}
+		before := c.established.Load()
 		if err := c.handle(); err != nil {
 			return err
+		}
+		if !before && c.established.Load() {
+			return errHandshakeOver
 		}
 	}
 }

@@ -158,8 +158,8 @@ func (s *Server) accept(u *net.UnixConn, socket string) {
 		return
 	}
 	go func() {
-		defer s.leave(c)
 		if c.session, err = s.Handler.Open(c); err != nil {
+			defer s.leave(c)
 			s.Log.Info("connection refused", "error", err, "uid", peer.UID, "pid", peer.PID)
 			c.peer.close()
 			u.Close()
