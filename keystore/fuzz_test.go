@@ -63,6 +63,8 @@ func FuzzRecord(f *testing.F) {
 func FuzzMetadata(f *testing.F) {
 	c := testKey("app/k", keyspec.Ed25519, 32)
 	f.Add((&metadata{Key: *c.Key, wrapping: 2}).encode())
+	c.Key.Limited, c.Key.UsesLeft = true, 3
+	f.Add((&metadata{Key: *c.Key}).encode())
 	f.Fuzz(func(t *testing.T, b []byte) {
 		m, err := decodeMetadata(b)
 		if err != nil {

@@ -30,6 +30,8 @@ type Key struct {
 	Current    keyspec.Version // the version used when none is named
 	MinVersion keyspec.Version // older versions are refused
 	Keep       uint32          // versions to keep when rotating, 0 for all
+	Limited    bool            // the uses of the key, all versions together, are counted
+	UsesLeft   uint64          // with Limited: uses that are not reserved yet, in blocks, by the caller
 	Versions   []Version       // ascending by number
 
 	// Revision counts the commits that changed the key. In a Change it is the revision the change is based on; zero creates.

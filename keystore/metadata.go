@@ -14,6 +14,7 @@ const (
 
 	flagExportable = 1 << 0
 	flagDurable    = 1 << 1
+	flagLimited    = 1 << 2 // the number of uses left follows Keep
 
 	maxWord     = 64 // bytes of an algorithm, usage, state and the like
 	maxProfile  = 128
@@ -44,12 +45,18 @@ func (m *metadata) encode() []byte {
 	if m.Durable {
 		flags |= flagDurable
 	}
+	if m.Limited {
+		flags |= flagLimited
+	}
 	e.u8(flags)
 	e.u32(m.Owner)
 	e.time(m.Created)
 	e.u32(uint32(m.Current))
 	e.u32(uint32(m.MinVersion))
 	e.u32(m.Keep)
+	if m.Limited {
+		e.u64(m.UsesLeft)
+	}
 	e.u64(m.wrapping)
 	e.u8(uint8(len(m.Usages)))
 	for _, u := range m.Usages {
@@ -97,16 +104,20 @@ func decodeMetadata(b []byte) (*metadata, error) {
 	m.Profile = d.str8()
 	m.escrow = d.str8()
 	flags := d.u8()
-	if flags&^(flagExportable|flagDurable) != 0 {
+	if flags&^(flagExportable|flagDurable|flagLimited) != 0 {
 		return nil, fmt.Errorf("%w: metadata flags %x", ErrNewer, flags)
 	}
 	m.Exportable = flags&flagExportable != 0
 	m.Durable = flags&flagDurable != 0
+	m.Limited = flags&flagLimited != 0
 	m.Owner = d.u32()
 	m.Created = d.time()
 	m.Current = keyspec.Version(d.u32())
 	m.MinVersion = keyspec.Version(d.u32())
 	m.Keep = d.u32()
+	if m.Limited {
+		m.UsesLeft = d.u64()
+	}
 	m.wrapping = d.u64()
 	for range d.u8() {
 		m.Usages = append(m.Usages, keyspec.Usage(d.str8()))

@@ -185,7 +185,7 @@ func TestGetReturnsWhatWasApplied(t *testing.T) {
 	c.Key.Usages = []keyspec.Usage{keyspec.Decrypt}
 	c.Key.Profile, c.Key.Exportable, c.Key.Durable, c.Key.Owner = "profile", true, true, 1000
 	c.Key.UsableVia = []string{"pkcs11"}
-	c.Key.MinVersion, c.Key.Keep = 1, 3
+	c.Key.MinVersion, c.Key.Keep, c.Key.Limited, c.Key.UsesLeft = 1, 3, true, 1<<33
 	c.Key.Labels = map[string]string{"a": "1", "b": ""}
 	c.Key.Versions[0] = Version{
 		Number: 1, State: keyspec.Compromised, Created: testTime, NotBefore: testTime.Add(time.Hour), Expires: testTime.Add(2 * time.Hour),
