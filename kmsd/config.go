@@ -42,6 +42,7 @@ type config struct {
 	Sockets    socketConfig `toml:"sockets"`
 	Limits     limitConfig  `toml:"limits"`
 	Cache      cacheConfig  `toml:"cache"`
+	Helpers    helperConfig `toml:"helpers"`
 }
 
 type socketConfig struct {
@@ -107,7 +108,7 @@ func (c *config) validate() error {
 			return fmt.Errorf("%w: %s is %d, not from 1 to 1000000", errConfig, key, n)
 		}
 	}
-	return nil
+	return c.Helpers.validate()
 }
 
 // parseMode reads octal permissions; empty is fallback.
@@ -229,6 +230,7 @@ func (c *config) setDefaults(getenv func(string) string) error {
 	if c.Mode == "" {
 		c.Mode = modeUser
 	}
+	c.Helpers.setDefaults(c.Mode)
 	if c.Mode == modeSystem {
 		setDefault(&c.StateDir, systemState)
 		setDefault(&c.RuntimeDir, "/run/kmsd")

@@ -45,6 +45,8 @@ keys = 5
 		"policy_file = \"relative\"\n":           "not an absolute path",
 		"[sockets]\nmode = \"rw\"\n":             "octal",
 		"[sockets]\nadmin_mode = \"7777\"\n":     "octal",
+		"[helpers]\nstart = \"path\"\n":          "neither children nor sockets",
+		"[helpers]\ndir = \"run\"\n":             "absolute",
 		"[limits]\nconnections = -1\n":           "limits.connections",
 		"[limits]\nconnections = \"many\"\n":     "line 2",
 		"mode = \"user\"\nmode = \"user\"\n":     "line 2",
@@ -90,6 +92,13 @@ func TestConfigDefaults(t *testing.T) {
 	c = config{}
 	if err := c.setDefaults(getenv); !errors.Is(err, errConfig) {
 		t.Errorf("no state directory: %v", err)
+	}
+	if c = (config{StateDir: "/s", RuntimeDir: "/r"}); c.setDefaults(getenv) != nil || c.Helpers.Start != helpersChildren {
+		t.Errorf("a user's daemon starts its helpers by %q", c.Helpers.Start)
+	}
+	c = config{Mode: modeSystem}
+	if err := c.setDefaults(getenv); err != nil || c.Helpers.Start != helpersSockets {
+		t.Errorf("the system's daemon starts its helpers by %q, error %v", c.Helpers.Start, err)
 	}
 	c = config{Mode: modeSystem}
 	if err := c.setDefaults(getenv); err != nil || c.StateDir != "/var/lib/kmsd" || c.Sockets.Mode != "0666" || c.AdminGroup != "kmsd-admin" {

@@ -20,7 +20,6 @@ import (
 	sd "github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sys/unix"
 
-	"github.com/kmsd-project/kmsd/enclave/helper"
 	"github.com/kmsd-project/kmsd/ipc"
 	"github.com/kmsd-project/kmsd/keystore"
 	"github.com/kmsd-project/kmsd/keystore/secmem"
@@ -44,7 +43,7 @@ type daemon struct {
 	config  config
 	log     *slog.Logger
 	arena   *secmem.Arena
-	spawner *helper.Spawner
+	helpers *helpers
 	slots   *slotKeeper
 	audit   *audit.Log
 	engine  *engine.Engine
@@ -82,10 +81,10 @@ func run(ctx context.Context, c config, reread func() (config, error), log *slog
 	}
 
 	// The spawner comes first: what it inherits must hold no secret.
-	if d.spawner, err = helper.StartSpawner(helper.SpawnerConfig{Command: []string{"/proc/self/exe", "spawner"}}); err != nil {
-		return fmt.Errorf("start the spawner of helpers: %w", err)
+	if d.helpers, err = openHelpers(c); err != nil {
+		return err
 	}
-	defer d.spawner.Close()
+	defer d.helpers.Close()
 	unlock, err := d.claimRuntimeDir()
 	if err != nil {
 		return err
@@ -100,7 +99,7 @@ func run(ctx context.Context, c config, reread func() (config, error), log *slog
 		return fmt.Errorf("protected memory: %w", err)
 	}
 	defer d.arena.Close()
-	d.slots = newSlotKeeper(c.StateDir, d.arena, d.spawner, log)
+	d.slots = newSlotKeeper(d.helpers.keyringState, d.arena, d.helpers, log)
 	defer d.slots.Close()
 	if d.audit, err = audit.Open(audit.Config{Dir: filepath.Join(c.StateDir, auditDir), Log: log}); err != nil {
 		return fmt.Errorf("audit log: %w", err)
@@ -187,7 +186,7 @@ func (d *daemon) reload(reread func() (config, error)) {
 		return
 	}
 	if c.Mode != d.config.Mode || c.StateDir != d.config.StateDir || c.RuntimeDir != d.config.RuntimeDir ||
-		c.Sockets != d.config.Sockets || c.Limits != d.config.Limits || c.Cache != d.config.Cache {
+		c.Sockets != d.config.Sockets || c.Limits != d.config.Limits || c.Cache != d.config.Cache || c.Helpers != d.config.Helpers {
 		d.log.Warn("only the policy can be reloaded; other changes take a restart")
 	}
 	d.policy.Store(snapshot)

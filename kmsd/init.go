@@ -21,7 +21,6 @@ import (
 	"golang.org/x/term"
 
 	"github.com/kmsd-project/kmsd/enclave"
-	"github.com/kmsd-project/kmsd/enclave/helper"
 	"github.com/kmsd-project/kmsd/enclave/recovery"
 	"github.com/kmsd-project/kmsd/keystore"
 	"github.com/kmsd-project/kmsd/keystore/secmem"
@@ -124,11 +123,11 @@ func (c *initCommand) run(ctx context.Context) error {
 		return err
 	}
 	// The spawner comes before any secret, and after we have become who the keystore is for.
-	spawner, err := helper.StartSpawner(helper.SpawnerConfig{Command: []string{"/proc/self/exe", "spawner"}})
+	helpers, err := openHelpers(conf)
 	if err != nil {
 		return err
 	}
-	defer spawner.Close()
+	defer helpers.Close()
 	if err := c.checkFree(); err != nil {
 		return err
 	}
@@ -152,7 +151,7 @@ func (c *initCommand) run(ctx context.Context) error {
 	}
 	defer arena.Close()
 	log := slog.New(slog.NewTextHandler(c.errs, nil))
-	keeper := newSlotKeeper(c.stateDir, arena, spawner, log)
+	keeper := newSlotKeeper(helpers.keyringState, arena, helpers, log)
 	defer keeper.Close()
 
 	if terminal && c.params.Enclave == "" {

@@ -49,12 +49,13 @@ type slotKeeper struct {
 	enclaves map[string]enclave.Enclave // by kind, those that are shared by all their slots
 }
 
-func newSlotKeeper(stateDir string, arena *secmem.Arena, dialer helper.Dialer, log *slog.Logger) *slotKeeper {
+// newSlotKeeper returns a keeper. keyringState is the state directory of the file backend of the keyring.
+func newSlotKeeper(keyringState string, arena *secmem.Arena, dialer helper.Dialer, log *slog.Logger) *slotKeeper {
 	return &slotKeeper{
 		arena: arena,
 		log:   log,
 		// The recovery driver has no device and no state: one serves all.
-		enclaves: map[string]enclave.Enclave{keyring.FileKind: keyring.DialFile(dialer, stateDir), recovery.Kind: recovery.New()},
+		enclaves: map[string]enclave.Enclave{keyring.FileKind: keyring.DialFile(dialer, keyringState), recovery.Kind: recovery.New()},
 	}
 }
 

@@ -284,7 +284,7 @@ func systemDaemon(t *testing.T) *process {
 	policy, config := filepath.Join(dir, "policy.toml"), filepath.Join(dir, "kmsd.toml")
 	for path, text := range map[string]string{
 		policy: fmt.Sprintf("version = 1\n[applications]\nmine = [%d]\n", otherUID),
-		config: fmt.Sprintf("mode = \"system\"\npolicy_file = %q\nadmin_group = \"%d\"\n", policy, daemonUID),
+		config: fmt.Sprintf("mode = \"system\"\npolicy_file = %q\nadmin_group = \"%d\"\n[helpers]\nstart = \"children\"\n", policy, daemonUID),
 	} {
 		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 			t.Fatal(err)
