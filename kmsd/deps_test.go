@@ -43,6 +43,7 @@ var law = map[string][]string{
 	"enclave/enclavetest": {"enclave"},
 	"enclave/recovery":    {"enclave"},
 	"enclave/keyring":     {"enclave", "enclave/helper", "golang.org/x/sys/unix"},
+	"enclave/pkcs11":      {"enclave", "enclave/helper"},
 	"enclave/tpm": {"enclave", "keystore/keyspec", "keystore/secmem", "github.com/google/go-tpm/tpm2", "golang.org/x/crypto/cryptobyte",
 		"golang.org/x/crypto/cryptobyte/asn1", "golang.org/x/sys/unix"},
 	"enclave/helper":               {"enclave", "ipc", "ipc/proto", "golang.org/x/sys/unix"},
