@@ -11,6 +11,8 @@ import (
 	"crypto/x509"
 	"fmt"
 	"hash"
+
+	"github.com/kmsd-project/kmsd/keystore/keyspec"
 )
 
 // MaxSPKI bounds a SubjectPublicKeyInfo from outside, in bytes. An RSA modulus of MaxRSABits makes one of 1,062.
@@ -48,7 +50,7 @@ func ParseSPKI(spki []byte) (crypto.PublicKey, error) {
 // the shared secret Z (SP 800-56A section 5.7.1.2, RFC 7748 section 6.1). Points off the curve and an all-zero X25519 secret
 // are refused. Z is not a key: put it through HKDF. Errors wrap ErrInput or ErrUnsupported.
 func (k *Key) Agree(peerSPKI []byte) ([]byte, error) {
-	if k.ecdh == nil {
+	if k.row.Kind != KindECDH {
 		return nil, k.unsupported("agree")
 	}
 	public, err := ParseSPKI(peerSPKI)
@@ -64,8 +66,11 @@ func (k *Key) Agree(peerSPKI []byte) ([]byte, error) {
 			return nil, fmt.Errorf("%w: the peer's point is not on the curve", ErrInput)
 		}
 	}
-	if peer == nil || peer.Curve() != k.ecdh.Curve() {
+	if peer == nil || peer.Curve() != k.row.curve.ecdh {
 		return nil, fmt.Errorf("%w: the peer's key is not of %s", ErrInput, k.row.Algorithm)
+	}
+	if k.device != nil {
+		return k.do(nil, Request{Usage: keyspec.Agree, Input: peerSPKI}, k.row.size)
 	}
 	secret, err := k.ecdh.ECDH(peer)
 	if err != nil {
@@ -77,7 +82,7 @@ func (k *Key) Agree(peerSPKI []byte) ([]byte, error) {
 // Derive returns n bytes of HKDF-SHA256 (RFC 5869) of an HKDF key; n is 1 to MaxDerived. Errors wrap ErrInput or
 // ErrUnsupported.
 func (k *Key) Derive(salt, info []byte, n int) ([]byte, error) {
-	if k.row.Kind != KindHKDF {
+	if k.row.Kind != KindHKDF || k.device != nil {
 		return nil, k.unsupported("derive")
 	}
 	return HKDF(k.secret, salt, info, n)

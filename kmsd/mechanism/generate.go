@@ -2,7 +2,9 @@ package mechanism
 
 import (
 	"bytes"
+	"crypto/ecdh"
 	"crypto/rand"
+	"crypto/x509"
 	"fmt"
 )
 
@@ -61,11 +63,15 @@ func (k *Key) checkPair() error {
 		if err != nil {
 			return err
 		}
-		ours, err := k.ecdh.ECDH(peer.PublicKey())
+		peerSPKI, err := x509.MarshalPKIXPublicKey(peer.PublicKey())
 		if err != nil {
 			return err
 		}
-		theirs, err := peer.ECDH(k.ecdh.PublicKey())
+		ours, err := k.Agree(peerSPKI)
+		if err != nil {
+			return err
+		}
+		theirs, err := peer.ECDH(k.Public().(*ecdh.PublicKey))
 		if err != nil {
 			return err
 		}

@@ -22,7 +22,7 @@ import (
 // Key is a loaded private or secret key, ready for use. It is safe for concurrent use.
 //
 // Invariant: a Key is immutable but for the idle MAC state, and holds no reference to the material it was loaded from.
-// Invariant: exactly the fields of its row's kind are set.
+// Invariant: exactly the fields of its row's kind are set, or public and device.
 type Key struct {
 	row *Row
 
@@ -33,6 +33,9 @@ type Key struct {
 	aead    cipher.AEAD
 	block   cipher.Block // AES, for key wrapping
 	secret  []byte       // HMAC and HKDF
+
+	public crypto.PublicKey // of a resident key
+	device Device           // holds its private half, nil for others
 
 	// idle is a keyed MAC state nobody uses right now. One is enough to make a lone caller allocation-free, and unlike a
 	// sync.Pool it dies with the Key.
@@ -90,6 +93,9 @@ func (k *Key) Row() *Row { return k.row }
 // Public returns the public half: *rsa.PublicKey, *ecdsa.PublicKey, ed25519.PublicKey or *ecdh.PublicKey (ECDH on the
 // NIST curves too). It is nil for symmetric keys.
 func (k *Key) Public() crypto.PublicKey {
+	if k.device != nil {
+		return k.public
+	}
 	switch k.row.Kind {
 	case KindRSA:
 		return &k.rsa.PublicKey
@@ -114,7 +120,7 @@ func (k *Key) SPKI() ([]byte, error) {
 }
 
 // AEAD returns the cipher of an AEAD key, made once: nonces of 12 bytes, tags of 16. It is nil for other kinds.
-// The caller owes it nonces that never repeat.
+// The caller owes it nonces that never repeat, and for a resident key a look at Failed.
 func (k *Key) AEAD() cipher.AEAD { return k.aead }
 
 // Format keeps key bytes out of everything fmt prints, whatever the verb.

@@ -5,6 +5,8 @@ import (
 	"crypto/subtle"
 	"encoding/binary"
 	"fmt"
+
+	"github.com/kmsd-project/kmsd/keystore/keyspec"
 )
 
 // MaxWrapped bounds a key to wrap, in bytes.
@@ -19,6 +21,12 @@ const (
 // Wrap wraps plaintext, 1 to MaxWrapped bytes, under an AES key with AES-KWP (RFC 5649, SP 800-38F section 6.3) and appends
 // it to dst. It takes no nonce; equal plaintexts give equal results. Errors wrap ErrInput or ErrUnsupported.
 func (k *Key) Wrap(dst, plaintext []byte) ([]byte, error) {
+	if k.wrapsInDevice() {
+		if len(plaintext) < 1 || len(plaintext) > MaxWrapped {
+			return nil, errWrapSize
+		}
+		return k.do(dst, Request{Usage: keyspec.Wrap, Input: plaintext}, 8+(len(plaintext)+7)/8*8)
+	}
 	if k.block == nil {
 		return nil, k.unsupported("wrap")
 	}
@@ -27,11 +35,24 @@ func (k *Key) Wrap(dst, plaintext []byte) ([]byte, error) {
 
 // Unwrap undoes Wrap and appends the plaintext to dst. Errors wrap ErrDecryption or ErrUnsupported.
 func (k *Key) Unwrap(dst, wrapped []byte) ([]byte, error) {
+	if k.wrapsInDevice() {
+		if len(wrapped) < 16 || len(wrapped)%8 != 0 || len(wrapped) > 8+MaxWrapped {
+			return nil, ErrDecryption
+		}
+		return k.do(dst, Request{Usage: keyspec.Unwrap, Input: wrapped}, 0)
+	}
 	if k.block == nil {
 		return nil, k.unsupported("unwrap")
 	}
 	return UnwrapPadded(dst, k.block, wrapped)
 }
+
+// wrapsInDevice reports whether k is an AES key in a device.
+func (k *Key) wrapsInDevice() bool {
+	return k.device != nil && k.row.Kind == KindAEAD && k.row.Algorithm != keyspec.ChaCha20Poly1305
+}
+
+var errWrapSize = fmt.Errorf("%w: AES-KWP takes 1 to %d bytes", ErrInput, MaxWrapped)
 
 // WrapKey wraps plaintext with AES-KW (RFC 3394 section 2.2.1) and appends the result to dst. The plaintext is a multiple
 // of 8 bytes, at least 16 and at most MaxWrapped. Errors wrap ErrInput.
@@ -66,7 +87,7 @@ func UnwrapKey(dst []byte, block cipher.Block, wrapped []byte) ([]byte, error) {
 // and a multiple of 8, to dst. Errors wrap ErrInput.
 func WrapPadded(dst []byte, block cipher.Block, plaintext []byte) ([]byte, error) {
 	if len(plaintext) < 1 || len(plaintext) > MaxWrapped {
-		return nil, fmt.Errorf("%w: AES-KWP takes 1 to %d bytes", ErrInput, MaxWrapped)
+		return nil, errWrapSize
 	}
 	work := make([]byte, 8+(len(plaintext)+7)/8*8)
 	binary.BigEndian.PutUint32(work, kwpInitial)

@@ -4,11 +4,14 @@ import (
 	"crypto/hmac"
 	"crypto/subtle"
 	"hash"
+
+	"github.com/kmsd-project/kmsd/keystore/keyspec"
 )
 
-// NewMAC returns a fresh HMAC state (RFC 2104, FIPS 198-1) of an HMAC key, for long messages. It is nil for other kinds.
+// NewMAC returns a fresh HMAC state (RFC 2104, FIPS 198-1) of an HMAC key, for long messages. It is nil for other kinds
+// and for resident keys.
 func (k *Key) NewMAC() hash.Hash {
-	if k.row.Kind != KindHMAC {
+	if k.row.Kind != KindHMAC || k.device != nil {
 		return nil
 	}
 	return hmac.New(k.row.hash.New, k.secret)
@@ -18,6 +21,9 @@ func (k *Key) NewMAC() hash.Hash {
 func (k *Key) MAC(dst, data []byte) ([]byte, error) {
 	if k.row.Kind != KindHMAC {
 		return nil, k.unsupported("mac")
+	}
+	if k.device != nil {
+		return k.do(dst, Request{Usage: keyspec.MAC, Input: data}, k.row.hash.Size())
 	}
 	state := k.idle.Swap(nil)
 	if state == nil {

@@ -113,11 +113,14 @@ func checkRSAPublic(public *rsa.PublicKey) error {
 // Decrypt opens an RSAES-OAEP ciphertext (RFC 8017 section 7.1.2; SHA-256 for the label and MGF1) and appends the
 // plaintext to dst. Every failure that depends on the ciphertext is ErrDecryption.
 func (k *Key) Decrypt(dst []byte, s keyspec.Scheme, ciphertext, label []byte) ([]byte, error) {
-	if k.rsa == nil {
+	if k.row.Kind != KindRSA {
 		return nil, k.unsupported("decrypt with RSA-OAEP")
 	}
 	if s != "" && s != keyspec.RSAOAEPSHA256 {
 		return nil, fmt.Errorf("%w: %q is not a decryption scheme", ErrInput, string(s))
+	}
+	if k.device != nil {
+		return k.do(dst, Request{Usage: keyspec.Decrypt, Scheme: keyspec.RSAOAEPSHA256, Input: ciphertext, AAD: label}, 0)
 	}
 	plaintext, err := rsa.DecryptOAEP(sha256.New(), nil, k.rsa, ciphertext, label)
 	if err != nil {

@@ -61,7 +61,7 @@ func (in Input) digest(s keyspec.Scheme, space *[64]byte) ([]byte, error) {
 
 // Sign signs in and appends the signature to dst. An empty scheme means the key's default. RSASSA-PSS uses a salt as
 // long as the hash (RFC 8017 section 9.1, as RFC 8446 and RFC 7518 require). ECDSA nonces are hedged. Errors wrap ErrInput or
-// ErrUnsupported.
+// ErrUnsupported, or are those of the device of a resident key.
 func (k *Key) Sign(dst []byte, s keyspec.Scheme, e Encoding, in Input) ([]byte, error) {
 	if len(k.row.Schemes) == 0 {
 		return nil, k.unsupported("sign")
@@ -78,7 +78,12 @@ func (k *Key) Sign(dst []byte, s keyspec.Scheme, e Encoding, in Input) ([]byte, 
 		if len(in.Digest) > 0 {
 			return nil, fmt.Errorf("%w: ed25519 signs a message, not a digest", ErrInput)
 		}
-		return append(dst, ed25519.Sign(k.ed25519, in.Message)...), nil
+		if k.device == nil {
+			return append(dst, ed25519.Sign(k.ed25519, in.Message)...), nil
+		}
+	}
+	if k.device != nil {
+		return k.signInDevice(dst, s, e, in)
 	}
 	var space [64]byte
 	digest, err := in.digest(s, &space)
