@@ -259,8 +259,12 @@ func newSession(l *Link, kind string) *session {
 // read hands every reply to the call it belongs to.
 func (s *session) read() {
 	for {
-		frame, err := readFrame(s.link.conn)
+		frame, err := readFrame(s.link)
 		if err != nil {
+			if errors.Is(err, errSender) {
+				s.fail(&enclave.Error{Kind: enclave.ErrMisconfigured, Cause: err, Remedy: "find out who took the place of the helper for " + s.kind})
+				return
+			}
 			detail := "the connection to the helper broke"
 			if errors.Is(err, io.EOF) {
 				detail = "the helper for " + s.kind + " stopped"

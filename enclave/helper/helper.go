@@ -13,8 +13,6 @@ import (
 	"context"
 	"fmt"
 	"net"
-	"path/filepath"
-	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -32,9 +30,10 @@ type Dialer interface {
 
 // Link is a connection to one helper.
 type Link struct {
-	conn *net.UnixConn
-	stop func() // ends the process, however it feels; may be nil
-	once sync.Once
+	conn    *net.UnixConn
+	stop    func()   // ends the process, however it feels; may be nil
+	senders []uint32 // users whose bytes Read takes; nil where the connection can be nobody else's
+	once    sync.Once
 }
 
 // Close closes the connection and ends the helper, if it is ours.
@@ -47,34 +46,6 @@ func (l *Link) Close() error {
 		}
 	})
 	return err
-}
-
-// Sockets connects to helpers that somebody else starts: systemd, by socket activation.
-type Sockets struct {
-	Dir string   // holds one socket for each program: keyring.sock, pkcs11.sock
-	UID []uint32 // who the helpers may run as
-}
-
-// Dial connects to the socket of the kind; keyring:file and keyring:secret-service share one.
-func (s Sockets) Dial(ctx context.Context, kind string) (*Link, error) {
-	name, _, _ := strings.Cut(kind, ":")
-	if _, err := programFor(kind); err != nil {
-		return nil, err
-	}
-	path := filepath.Join(s.Dir, name+".sock")
-	conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
-	if err != nil {
-		if ctx.Err() != nil {
-			return nil, ctx.Err()
-		}
-		return nil, &enclave.Error{Kind: enclave.ErrAbsent, Cause: err, Remedy: "start the helper's socket unit"}
-	}
-	c := conn.(*net.UnixConn)
-	if err := checkPeer(c, s.UID); err != nil {
-		c.Close()
-		return nil, err
-	}
-	return &Link{conn: c}, nil
 }
 
 // checkPeer refuses a connection whose other end does not run as one of the users.

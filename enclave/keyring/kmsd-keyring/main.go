@@ -24,15 +24,12 @@ var version = "devel"
 
 func main() {
 	showVersion := flag.Bool("version", false, "print the version and exit")
-	uid := flag.Int("kmsd-uid", -1, "the user kmsd runs as, when that is not ours")
+	server := helper.Server{Opener: opener{}}
+	flag.Func("kmsd-user", "the user kmsd runs as, when that is not ours", server.AllowUser)
 	flag.Parse()
 	if *showVersion {
 		fmt.Println(version)
 		return
-	}
-	server := helper.Server{Opener: opener{}}
-	if *uid >= 0 {
-		server.UIDs = []uint32{uint32(*uid)}
 	}
 	os.Exit(server.Main())
 }
