@@ -1,6 +1,7 @@
-// Package packet reads and writes two formats of MOSIP: the payload of its encrypt and decrypt calls, and the
-// registration packet around it. It is a pure codec: the private key is behind an [Unwrapper], which for keys in kmsd is
-// a client.Key.
+// Package packet reads and writes the encrypted formats of MOSIP: the payload of its encrypt and decrypt calls and the
+// registration packet around it; private keys at rest, data encrypted with a PIN, data for a registration machine, and
+// attributes of its zero-knowledge database. It knows the names MOSIP gives to keys, too. It is a pure codec: the private key
+// is behind an [Unwrapper] or [ClientKey], which for keys in kmsd is a client.Key.
 //
 // A registration packet is
 //
