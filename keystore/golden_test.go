@@ -56,6 +56,7 @@ func TestMakeGoldenStore(t *testing.T) {
 	full.Key.MinVersion, full.Key.Keep = 1, 5
 	full.Key.Versions[0].NotBefore, full.Key.Versions[0].Expires = testTime, testTime.AddDate(1, 0, 0)
 	full.Key.Versions[0].Invocations = 65536
+	full.Key.Limited, full.Key.UsesLeft = true, 100
 	full.Aliases = []Alias{{AliasSSH, []byte("golden fingerprint"), 1}}
 	if err := s.Apply(ctx, Commit{Changes: []Change{full}, Audit: []byte("golden audit"), RequestKey: []byte("golden request")}); err != nil {
 		t.Fatal(err)
@@ -163,7 +164,7 @@ func checkGolden(t *testing.T, s *Store) {
 	}
 	got := fmt.Sprintf("%+v", *k)
 	const want = "{Name:golden/full Algorithm:ed25519 Usages:[sign] Origin:generated Protection:software Profile:profile Exportable:true Durable:true Owner:1000 " +
-		"Labels:map[a:1 b:2] UsableVia:[pkcs11] Created:2026-11-22 12:00:00 +0000 UTC Current:1 MinVersion:1 Keep:5 Limited:false UsesLeft:0 Versions:[{Number:1 State:active " +
+		"Labels:map[a:1 b:2] UsableVia:[pkcs11] Created:2026-11-22 12:00:00 +0000 UTC Current:1 MinVersion:1 Keep:5 Limited:true UsesLeft:100 Versions:[{Number:1 State:active " +
 		"Created:2026-11-22 12:00:00 +0000 UTC NotBefore:2026-11-22 12:00:00 +0000 UTC Expires:2027-11-22 12:00:00 +0000 UTC Reason: " +
 		"Revoked:0001-01-01 00:00:00 +0000 UTC DestroyAt:0001-01-01 00:00:00 +0000 UTC Invocations:65536 SPKISHA256:"
 	if !strings.HasPrefix(got, want) {

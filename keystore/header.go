@@ -117,6 +117,7 @@ func (s *slotRecord) encode(e *encoder) {
 	e.str8(s.Label)
 	e.str8(s.Binding)
 	e.str8(s.Level)
+	e.str16(s.Location)
 	e.time(s.Created)
 	e.bytes16(s.public)
 	e.bytes16(s.Blob)
@@ -225,6 +226,9 @@ func decodeHeader(b []byte) (*header, error) {
 		s.ID = d.u32()
 		d.fixed(s.UUID[:])
 		s.Kind, s.Label, s.Binding, s.Level = d.str8(), d.str8(), d.str8(), d.str8()
+		if s.Location = d.str16(); len(s.Location) > keyspec.MaxLocation {
+			d.fail(errors.New("has a slot with too long a location"))
+		}
 		s.Created = d.time()
 		s.public = slices.Clone(d.bytes16())
 		s.Blob = slices.Clone(d.bytes16())
@@ -288,7 +292,7 @@ func (h *header) addSlot(n NewSlot, k *secrets, now time.Time) (*slotRecord, err
 	if len(n.Secret) != secretSize {
 		return nil, fmt.Errorf("%w: a slot secret has %d bytes", ErrInvalid, secretSize)
 	}
-	if len(n.Kind) > maxWords || len(n.Label) > maxWords || len(n.Binding) > maxWords || len(n.Level) > maxWords || len(n.Blob) > maxBlob {
+	if len(n.Kind) > maxWords || len(n.Label) > maxWords || len(n.Binding) > maxWords || len(n.Level) > maxWords || len(n.Location) > keyspec.MaxLocation || len(n.Blob) > maxBlob {
 		return nil, fmt.Errorf("%w: slot", ErrTooLarge)
 	}
 	if len(h.slots) >= maxSlots {
@@ -300,7 +304,7 @@ func (h *header) addSlot(n NewSlot, k *secrets, now time.Time) (*slotRecord, err
 	}
 	s := slotRecord{public: private.PublicKey().Bytes()}
 	s.Slot = Slot{
-		ID: h.nextSlot, UUID: n.UUID, Kind: n.Kind, Label: n.Label, Binding: n.Binding, Level: n.Level,
+		ID: h.nextSlot, UUID: n.UUID, Kind: n.Kind, Label: n.Label, Binding: n.Binding, Level: n.Level, Location: n.Location,
 		Blob: slices.Clone(n.Blob), Created: now.UTC().Truncate(time.Second),
 	}
 	s.enrolment = h.enrolmentTag(&s, n.Secret, k.lifetime.Bytes())

@@ -8,7 +8,8 @@ import (
 
 // Limits of one key.
 const (
-	MaxMaterial = 512       // bytes of private material of one version
+	MaxMaterial = 9 << 10   // bytes of material of one version: what a device gives out for a resident key may be that long
+	KeyMaterial = 512       // bytes of material of one version that is a private key itself
 	MaxMetadata = 128 << 10 // bytes of the encoded metadata of one key, all versions together
 	MaxPublic   = 64 << 10  // bytes of the encoded public part of one version, chain included
 )

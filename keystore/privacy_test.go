@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -60,6 +61,19 @@ func TestSizesDoNotTellTheAlgorithm(t *testing.T) {
 	}
 	if sizes := valueSizes(t, want, bucketMaterial); len(sizes) != 1 || sizes[640] != 50 {
 		t.Errorf("material: %v", sizes)
+	}
+}
+
+// A resident key shows as one, and how long its blob is in steps of 1 KiB; that is all.
+func TestMaterialOfResidentKeysIsPadded(t *testing.T) {
+	s := newStore(t)
+	for i, size := range []int{KeyMaterial, smallRecord - recordOverhead, smallRecord - recordOverhead + 1, 900, 2000, MaxMaterial} {
+		name := fmt.Sprintf("app/k%d", i)
+		mustApply(t, s, testKey(name, keyspec.ECDSAP256, size))
+		checkKey(t, s, name, size)
+	}
+	if got, want := valueSizes(t, s, bucketMaterial), (map[int]int{640: 2, 1024: 2, 3072: 1, 10240: 1}); !maps.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
 	}
 }
 

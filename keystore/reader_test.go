@@ -49,6 +49,7 @@ func TestFormatDocumentIsEnough(t *testing.T) {
 		for range 4 {
 			r.bytes(1)
 		}
+		r.bytes(2)
 		r.take(8)
 		r.bytes(2)
 		r.bytes(2)

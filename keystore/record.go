@@ -70,15 +70,22 @@ const (
 	kindOutbox    kind = 5 // an audit entry on its way to the log
 )
 
-// step is the unit of size a record of this kind is padded to, so that its size tells nothing about what is in it.
-func (k kind) step() int {
-	switch k {
-	case kindMaterial, kindNamespace:
-		return 640
-	case kindPublic:
-		return 1024
+// smallRecord is the one size, in bytes, of the records of all private keys that are software, whatever their algorithm.
+const smallRecord = 640
+
+// size is what a record of this kind with a payload of n bytes is padded to, so that its size tells next to nothing about what is
+// in it. Material that does not fit a small record is what a device gave out for a key that stays in it.
+func (k kind) size(n int) int {
+	n += recordOverhead
+	step := 512
+	switch {
+	case k != kindMaterial && k != kindNamespace && k != kindPublic:
+	case k != kindPublic && n <= smallRecord:
+		return smallRecord
+	default:
+		step = 1024
 	}
-	return 512
+	return (n + step - 1) / step * step
 }
 
 const (
@@ -108,8 +115,7 @@ func (c *recordContext) aad(head []byte) []byte {
 
 // sealRecord encrypts payload under the record's own data key.
 func sealRecord(dek []byte, c recordContext, payload []byte) []byte {
-	step := c.kind.step()
-	total := (recordOverhead + len(payload) + step - 1) / step * step
+	total := c.kind.size(len(payload))
 	e := &encoder{b: make([]byte, 0, total)}
 	e.u8(Format)
 	e.u8(uint8(c.kind))

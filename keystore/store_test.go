@@ -23,7 +23,7 @@ var testTime = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
 func testSecret(n byte) []byte { return bytes.Repeat([]byte{n}, secretSize) }
 
 func testSlot(n byte) NewSlot {
-	return NewSlot{UUID: [16]byte{n}, Kind: "test", Label: fmt.Sprint("slot ", n), Level: "none", Secret: testSecret(n), Blob: []byte("blob")}
+	return NewSlot{UUID: [16]byte{n}, Kind: "test", Label: fmt.Sprint("slot ", n), Level: "none", Location: "test:/dev/slot", Secret: testSecret(n), Blob: []byte("blob")}
 }
 
 func testConfig(t testing.TB, dir string) Config {

@@ -15,6 +15,7 @@ var (
 	ErrScheme    = errors.New("unknown scheme")
 	ErrState     = errors.New("unknown key state")
 	ErrReason    = errors.New("unknown revocation reason")
+	ErrEscrow    = errors.New("unknown way of escrow")
 )
 
 // Algorithm is a key type together with the set of schemes it may be used with. It is fixed when the key is created.
@@ -175,6 +176,21 @@ const (
 	Imported  Origin = "imported"
 	Derived   Origin = "derived"
 )
+
+// Escrow says what becomes of a namespace wrapping key that a device wraps, should the device be lost.
+type Escrow string
+
+// The ways of escrow.
+const (
+	EscrowRecipients Escrow = "recipients" // the escrow recipients of the store can open it, in the store and in every backup
+	EscrowNone       Escrow = "none"       // only the device can: the keys of the namespace die with it
+)
+
+// Escrows lists every way of escrow.
+func Escrows() []Escrow { return []Escrow{EscrowRecipients, EscrowNone} }
+
+// ParseEscrow returns the way of escrow named s or an error that wraps ErrEscrow.
+func ParseEscrow(s string) (Escrow, error) { return parse(s, Escrows(), ErrEscrow) }
 
 // Protection says where private key material is when it is used.
 type Protection string

@@ -15,6 +15,7 @@ const (
 // Limits of the keystore.
 const (
 	MaxSlots      = 32
+	MaxLocation   = 1 << 10 // bytes of the location of a slot's device
 	MaxRecipients = 10      // of a backup, and as many of the escrow
 	MaxRecipient  = 2 << 10 // bytes of an age recipient; hybrid ones take 1,960
 )

@@ -182,7 +182,7 @@ func (e *Engine) parsed(s *keystore.Store, key *keystore.Key, number keyspec.Ver
 // withMaterial calls f with the material of a key version, on a stack that is erased afterwards, and wipes it.
 func withMaterial(s *keystore.Store, ref keyspec.Ref, f func([]byte) error) (err error) {
 	secmem.Do(func() {
-		buf := make([]byte, keystore.MaxMaterial)
+		buf := make([]byte, keystore.KeyMaterial)
 		defer clear(buf)
 		var b []byte
 		if b, err = s.Material(ref, buf); err == nil {
