@@ -49,7 +49,7 @@ func (s Sockets) Dial(ctx context.Context, kind string) (*Link, error) {
 		c.Close()
 		return nil, err
 	}
-	return &Link{conn: c, senders: s.UID}, nil
+	return &Link{conn: c, senders: append([]uint32{}, s.UID...)}, nil // never nil: nobody is allowed if nobody is named
 }
 
 // passCredentials has the kernel attach the credentials of the sender to everything that is read from c.
@@ -76,11 +76,11 @@ func (l *Link) Read(p []byte) (int, error) {
 	}
 	oob := make([]byte, unix.CmsgSpace(unix.SizeofUcred))
 	n, oobn, _, _, err := l.conn.ReadMsgUnix(p, oob)
+	if n == 0 && err == nil || errors.Is(err, io.EOF) {
+		return 0, io.EOF
+	}
 	if err != nil {
 		return 0, err
-	}
-	if n == 0 {
-		return 0, io.EOF
 	}
 	uid, err := senderOf(oob[:oobn])
 	if err == nil && !slices.Contains(l.senders, uid) {
