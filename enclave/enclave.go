@@ -99,6 +99,7 @@ var (
 	ErrAbsent        = errors.New("the device is not there")               // try again when it is back
 	ErrReplaced      = errors.New("the device is not the enrolled one")    // cleared, re-initialised or exchanged: go to recovery
 	ErrCorrupt       = errors.New("the slot is damaged")                   // right device, wrong data: go to another slot or a backup
+	ErrDecryption    = errors.New("the ciphertext does not decrypt")       // under this resident key; the same for every cause
 	ErrBusy          = errors.New("the device is busy")                    // try again
 	ErrMisconfigured = errors.New("the device cannot be used as configured")
 	ErrUnsupported   = errors.New("the device cannot do this")
@@ -158,8 +159,19 @@ type Resident interface {
 	// Mechanisms lists what this very device can do, by asking it.
 	Mechanisms(ctx context.Context) ([]Mechanism, error)
 
-	// MaxParallel is how many calls of Do the device can usefully work on at once, at least 1.
+	// MaxParallel is how many calls of Do the device can usefully work on at once, at least 1. More wait for their turn, or their context.
 	MaxParallel() int
+}
+
+// Session is implemented by enclaves whose resident keys work only after a login, as those of an HSM do: a slot of another device may
+// have opened the store, so that no PIN went to this one. It is found by type assertion.
+//
+// A login lasts until the driver is closed, or the device or the driver's process is lost. Before it and after that the methods of
+// Resident fail with ErrLocked. Nobody but the caller can log in again, since nobody else has the PIN.
+type Session interface {
+	// Login makes one authentication attempt; for a device that is logged in already it makes none. A driver that needs no login
+	// answers ErrUnsupported.
+	Login(ctx context.Context, a Auth) error
 }
 
 // Spec describes a resident key to be made.

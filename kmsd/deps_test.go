@@ -40,19 +40,19 @@ var law = map[string][]string{
 
 	// What guards the root key.
 	"enclave":             {"keystore/keyspec"},
-	"enclave/enclavetest": {"enclave"},
+	"enclave/enclavetest": {"enclave", "keystore/keyspec"},
 	"enclave/recovery":    {"enclave"},
 	"enclave/keyring":     {"enclave", "enclave/helper", "golang.org/x/sys/unix"},
 	"enclave/pkcs11":      {"enclave", "enclave/helper"},
 	"enclave/tpm": {"enclave", "keystore/keyspec", "keystore/secmem", "github.com/google/go-tpm/tpm2", "golang.org/x/crypto/cryptobyte",
 		"golang.org/x/crypto/cryptobyte/asn1", "golang.org/x/sys/unix"},
-	"enclave/helper":               {"enclave", "ipc", "ipc/proto", "golang.org/x/sys/unix"},
+	"enclave/helper":               {"enclave", "ipc", "ipc/proto", "keystore/keyspec", "golang.org/x/sys/unix"},
 	"enclave/keyring/kmsd-keyring": {"enclave", "enclave/helper", "enclave/keyring", "ipc", "ipc/proto", "golang.org/x/sys/unix", "github.com/99designs/keyring"},
 
 	// The daemon. Only its main package joins the wire and the engine.
 	"kmsd/audit": {"keystore/keyspec"},
 	"kmsd/engine": {"policy", "keystore", "keystore/keyspec", "keystore/secmem", "kmsd/mechanism", "kmsd/pki", "kmsd/audit",
-		"client/packet", "client/ciphertext"},
+		"client/packet", "client/ciphertext", "enclave"},
 	"kmsd": {"ipc", "ipc/proto", "kmsd/engine", "kmsd/mechanism", "kmsd/pki", "kmsd/audit", "policy", "keystore", "keystore/keyspec",
 		"keystore/secmem", "client/ciphertext", "enclave", "enclave/helper", "enclave/keyring", "enclave/recovery", "golang.org/x/sys/unix",
 		"golang.org/x/term", "github.com/pelletier/go-toml/v2", "github.com/coreos/go-systemd/v22/daemon",

@@ -24,6 +24,7 @@ type Memory struct {
 // Faults are what is wrong with a Memory at the moment.
 type Faults struct {
 	Wrap, Unwrap error               // returned instead of doing anything
+	Resident     error               // the same for the methods of Resident
 	WrongSecret  bool                // Unwrap succeeds with another secret: a device that lies
 	Hang         bool                // calls return only when their context is done
 	Health       enclave.HealthState // other than ready
@@ -156,12 +157,16 @@ func (m *Memory) Forget(ctx context.Context, b enclave.Blob) error {
 	if _, _, err := enclave.DecodeBlob("memory", b); err != nil {
 		return err
 	}
+	m.forget(b)
+	return nil
+}
+
+func (m *Memory) forget(b enclave.Blob) {
 	if !m.forgot(b) {
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		m.gone = append(m.gone, bytes.Clone(b))
 	}
-	return nil
 }
 
 func (m *Memory) forgot(b enclave.Blob) bool {

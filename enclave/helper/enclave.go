@@ -23,7 +23,7 @@ const grace = 500 * time.Millisecond
 type Config struct {
 	Kind   string            // as the table of helpers knows it: keyring:file
 	Params map[string]string // for the driver, none of them secret
-	PIN    []byte            // for enrolment with a device that wants one; taken over, and wiped by Close
+	PIN    []byte            // for enrolment with a device that wants one; taken over, sent once, and wiped then or by Close
 	Info   enclave.Info      // what Info says before the helper was asked
 }
 
@@ -36,10 +36,11 @@ type Enclave struct {
 	config  Config
 	dialing chan struct{} // holds one token: who has it may replace the session
 
-	mu      sync.Mutex
-	session *session // nil or the last one
-	info    enclave.Info
-	closed  bool
+	mu       sync.Mutex
+	session  *session // nil or the last one
+	info     enclave.Info
+	parallel int // of a driver with resident keys
+	closed   bool
 }
 
 // New returns the enclave. The helper is started by the first call that needs it.
@@ -75,8 +76,8 @@ func (e *Enclave) Unwrap(ctx context.Context, b enclave.Blob, aad []byte, a encl
 	if len(dst) != enclave.SecretSize || len(aad) > enclave.MaxAAD {
 		return fmt.Errorf("destination of %d bytes with %d of associated data: %w", len(dst), len(aad), enclave.ErrUnsupported)
 	}
-	if len(b) == 0 || len(b) > enclave.MaxBlob {
-		return &enclave.Error{Kind: enclave.ErrCorrupt, Detail: fmt.Sprintf("blob of %d bytes", len(b))}
+	if err := checkBlob(b); err != nil {
+		return err
 	}
 	params := &proto.HelperUnwrap{Blob: b, AAD: aad, Auth: a.Secret, Shares: a.Shares}
 	return e.call(ctx, proto.OpHelperUnwrap, params, func(r *proto.HelperReply) error {
@@ -90,11 +91,20 @@ func (e *Enclave) Unwrap(ctx context.Context, b enclave.Blob, aad []byte, a encl
 
 // Forget is enclave.Forgetter.Forget.
 func (e *Enclave) Forget(ctx context.Context, b enclave.Blob) error {
+	if err := checkBlob(b); err != nil {
+		return err
+	}
+	return e.call(ctx, proto.OpHelperForget, &proto.HelperBlob{Blob: b}, noResult)
+}
+
+func checkBlob(b enclave.Blob) error {
 	if len(b) == 0 || len(b) > enclave.MaxBlob {
 		return &enclave.Error{Kind: enclave.ErrCorrupt, Detail: fmt.Sprintf("blob of %d bytes", len(b))}
 	}
-	return e.call(ctx, proto.OpHelperForget, &proto.HelperBlob{Blob: b}, func(*proto.HelperReply) error { return nil })
+	return nil
 }
+
+func noResult(*proto.HelperReply) error { return nil }
 
 // Health is enclave.Enclave.Health. A helper that cannot be started is misconfigured, one that does not answer absent.
 func (e *Enclave) Health(ctx context.Context) enclave.Health {
@@ -159,6 +169,7 @@ func (e *Enclave) setInfo(h proto.HelperInfo) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.info = decodeInfo(h)
+	e.parallel = int(min(h.MaxParallel, maxInFlight))
 }
 
 // call performs one operation. use sees the reply before it is wiped; an error of use is a helper that breaks the protocol.
@@ -206,7 +217,8 @@ func (e *Enclave) connected(ctx context.Context) (*session, error) {
 	}
 	s = newSession(link, e.config.Kind)
 	e.mu.Lock()
-	open := &proto.HelperOpen{Version: proto.HelperVersion, Kind: e.config.Kind, Config: maps.Clone(e.config.Params), PIN: append([]byte(nil), e.config.PIN...)}
+	open := &proto.HelperOpen{Version: proto.HelperVersion, Kind: e.config.Kind, Config: maps.Clone(e.config.Params), PIN: e.config.PIN}
+	e.config.PIN = nil // one attempt
 	e.mu.Unlock()
 	defer clear(open.PIN)
 	err = s.call(ctx, proto.OpHelperOpen, open, func(r *proto.HelperReply) error {
@@ -214,6 +226,7 @@ func (e *Enclave) connected(ctx context.Context) (*session, error) {
 			return errors.New("no kind of enclave")
 		}
 		e.setInfo(r.Info)
+		s.turns = make(chan struct{}, min(max(r.Info.MaxParallel, 1), maxInFlight))
 		return nil
 	})
 	if err != nil {
@@ -235,6 +248,8 @@ type session struct {
 	kind string
 	link *Link
 	dead chan struct{} // closed by fail
+
+	turns chan struct{} // holds one token for each operation with a resident key that is under way; set by open
 
 	write sync.Mutex // held while a frame is built and written
 
@@ -354,6 +369,15 @@ func (s *session) wakeLocked() {
 }
 
 func (s *session) call(ctx context.Context, op string, params proto.Message, use func(*proto.HelperReply) error) error {
+	if op == proto.OpHelperDo || op == proto.OpHelperGenerate {
+		select {
+		case s.turns <- struct{}{}:
+			defer func() { <-s.turns }()
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-s.dead: // what follows tells why
+		}
+	}
 	call := &pendingCall{reply: make(chan []byte, 1)}
 	s.mu.Lock()
 	if s.err != nil {
@@ -366,6 +390,12 @@ func (s *session) call(ctx context.Context, op string, params proto.Message, use
 	s.mu.Unlock()
 
 	if err := s.send(ctx, id, op, params); err != nil {
+		if errors.Is(err, proto.ErrTooLarge) { // nothing was sent
+			s.mu.Lock()
+			delete(s.pending, id)
+			s.mu.Unlock()
+			return err
+		}
 		s.fail(err)
 		return err
 	}
@@ -453,15 +483,17 @@ func (s *session) send(ctx context.Context, id uint64, op string, params proto.M
 		deadline = time.Now().Add(DefaultTimeout)
 	}
 	left := max(time.Until(deadline).Milliseconds(), 1)
-	buffer := make([]byte, 0, frameRoom)
-	defer func() { clear(buffer[:cap(buffer)]) }()
-	frame, err := proto.AppendRequest(buffer, id, op, params, &proto.Options{DeadlineMS: uint64(left)})
-	if err != nil {
-		return &enclave.Error{Kind: enclave.ErrUnsupported, Cause: err}
-	}
-	s.link.conn.SetWriteDeadline(deadline)
-	if _, err := s.link.conn.Write(frame); err != nil {
-		return &enclave.Error{Kind: enclave.ErrAbsent, Detail: "the helper for " + s.kind + " stopped", Cause: err, Remedy: "try again: it is started anew"}
-	}
-	return nil
+	return withFrame(func(room []byte) ([]byte, error) {
+		frame, err := proto.AppendRequest(room, id, op, params, &proto.Options{DeadlineMS: uint64(left)})
+		if err != nil {
+			return nil, &enclave.Error{Kind: enclave.ErrUnsupported, Cause: err}
+		}
+		return frame, nil
+	}, func(frame []byte) error {
+		s.link.conn.SetWriteDeadline(deadline)
+		if _, err := s.link.conn.Write(frame); err != nil {
+			return &enclave.Error{Kind: enclave.ErrAbsent, Detail: "the helper for " + s.kind + " stopped", Cause: err, Remedy: "try again: it is started anew"}
+		}
+		return nil
+	})
 }

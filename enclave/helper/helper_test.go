@@ -47,6 +47,9 @@ func (testOpener) Open(_ context.Context, _ string, params map[string]string, pi
 	if err != nil || len(key) != 32 {
 		return nil, &enclave.Error{Kind: enclave.ErrMisconfigured, Detail: "key"}
 	}
+	if params["resident"] != "" {
+		return newTestResident([32]byte(key), params), nil
+	}
 	return &testDriver{Memory: enclavetest.MemoryOf([32]byte(key), string(pin)), params: params}, nil
 }
 
@@ -291,7 +294,8 @@ func TestFailuresCrossTheSeam(t *testing.T) {
 	if !errors.As(err, &typed) || !errors.Is(err, enclave.ErrMisconfigured) || typed.Detail != "as asked" || typed.Remedy != "ask otherwise" {
 		t.Errorf("open: %v", err)
 	}
-	for name, kind := range kinds() {
+	for _, k := range kinds() {
+		name, kind := k.name, k.err
 		until := time.Unix(1900000000, 0)
 		got := decodeFailure(encodeFailure(&enclave.Error{Kind: kind, Detail: "detail", Remedy: "remedy", Until: until}))
 		if !errors.Is(got, kind) || !errors.As(got, &typed) || typed.Detail != "detail" || typed.Remedy != "remedy" || !typed.Until.Equal(until) {
@@ -569,23 +573,26 @@ func answerOpen(t *testing.T, c *net.UnixConn) {
 	c.Write(out)
 }
 
+// answerWith plays a helper that answers the first call with r.
+func answerWith(t *testing.T, r proto.HelperReply) func(*net.UnixConn) {
+	return func(c *net.UnixConn) {
+		answerOpen(t, c)
+		frame, err := readFrame(c)
+		if err != nil {
+			return
+		}
+		req, _ := proto.ParseRequest(frame)
+		out, err := proto.AppendResponse(nil, req.ID, nil, &r)
+		if err != nil {
+			t.Error(err)
+		}
+		c.Write(out)
+	}
+}
+
 // A helper is trusted with one secret, not with the memory or the time of kmsd.
 func TestHostileHelper(t *testing.T) {
-	reply := func(r proto.HelperReply) func(*net.UnixConn) {
-		return func(c *net.UnixConn) {
-			answerOpen(t, c)
-			frame, err := readFrame(c)
-			if err != nil {
-				return
-			}
-			req, _ := proto.ParseRequest(frame)
-			out, err := proto.AppendResponse(nil, req.ID, nil, &r)
-			if err != nil {
-				t.Error(err)
-			}
-			c.Write(out)
-		}
-	}
+	reply := func(r proto.HelperReply) func(*net.UnixConn) { return answerWith(t, r) }
 	write := func(b []byte) func(*net.UnixConn) {
 		return func(c *net.UnixConn) { answerOpen(t, c); readFrame(c); c.Write(b) }
 	}
@@ -710,8 +717,15 @@ func FuzzServer(f *testing.F) {
 	f.Add(frame(bytes.Clone(open), 2, proto.OpHelperForget, &proto.HelperBlob{Blob: []byte("blob")}))
 	f.Add(frame(bytes.Clone(open), 2, proto.OpHelperCancel, &proto.Cancel{ID: 1}))
 	f.Add(frame(bytes.Clone(open), 2, "what", &proto.Empty{}))
+	resident := frame(nil, 1, proto.OpHelperOpen, &proto.HelperOpen{Version: proto.HelperVersion, Kind: "k", Config: params("resident", "yes")})
+	f.Add(frame(bytes.Clone(resident), 2, proto.OpHelperGenerate, &proto.HelperGenerate{ID: make([]byte, 16), Algorithm: "ecdsa-p256", Usages: []string{"sign"}}))
+	f.Add(frame(bytes.Clone(resident), 2, proto.OpHelperDo, &proto.HelperDo{Blob: []byte("blob"), Usage: "sign", Input: []byte("m"), Digest: true}))
+	f.Add(frame(bytes.Clone(resident), 2, proto.OpHelperDestroy, &proto.HelperBlob{Blob: []byte("blob")}))
+	f.Add(frame(bytes.Clone(resident), 2, proto.OpHelperMechanisms, &proto.Empty{}))
+	f.Add(frame(bytes.Clone(resident), 2, proto.OpHelperLogin, &proto.HelperLogin{Auth: []byte("1234")}))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		if len(data) < 1<<16 && !bytes.Contains(data, []byte("health")) { // some of the fake's healths end the process
+		dangerous := func(word string) bool { return bytes.Contains(data, []byte(word)) }
+		if len(data) < 1<<16 && !dangerous("health") && !dangerous("hang") && !dangerous("die") { // some of the fake's healths end the process
 			serveBytes(t, data)
 		}
 	})

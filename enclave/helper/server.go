@@ -16,6 +16,7 @@ import (
 
 	"github.com/kmsd-project/kmsd/enclave"
 	"github.com/kmsd-project/kmsd/ipc/proto"
+	"github.com/kmsd-project/kmsd/keystore/keyspec"
 )
 
 // maxInFlight bounds the requests of one connection that are worked on at once.
@@ -128,7 +129,7 @@ func (s *Server) Serve(conn *net.UnixConn) error {
 	err := c.read()
 	cancel()
 	c.close()
-	if errors.Is(err, io.EOF) {
+	if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) { // the latter when it had not read all
 		return nil
 	}
 	return err
@@ -240,34 +241,46 @@ func (c *served) open(r proto.Request) error {
 	return c.reply(r.ID, &proto.HelperReply{Info: encodeInfo(driver)})
 }
 
-// answer performs one request with the driver.
+// answer performs one request with the driver. An error is a request that breaks the protocol.
 func (c *served) answer(ctx context.Context, r proto.Request) error {
 	var reply proto.HelperReply
-	var secret [enclave.SecretSize]byte
-	defer clear(secret[:])
-	var err error
+	defer func() {
+		clear(reply.Secret)
+		clear(reply.Output)
+	}()
+	failure, broken := c.perform(ctx, r, &reply)
+	if broken != nil {
+		return broken
+	}
+	if failure != nil {
+		return c.reply(r.ID, &proto.HelperReply{Failure: encodeFailure(failure)})
+	}
+	if r.Op != proto.OpHelperDo {
+		reply.Info = encodeInfo(c.driver)
+	}
+	return c.reply(r.ID, &reply)
+}
+
+// perform calls the driver. What it returned goes into reply, or is the failure.
+func (c *served) perform(ctx context.Context, r proto.Request, reply *proto.HelperReply) (failure, broken error) {
 	switch r.Op {
 	case proto.OpHelperWrap:
 		var m proto.HelperWrap
-		if err := proto.Decode(r.Params, &m); err != nil {
-			return err
+		if broken = proto.Decode(r.Params, &m); broken == nil {
+			reply.Blob, failure = c.driver.Wrap(ctx, m.Secret, m.AAD)
 		}
-		reply.Blob, err = c.driver.Wrap(ctx, m.Secret, m.AAD)
 	case proto.OpHelperUnwrap:
 		var m proto.HelperUnwrap
-		if err := proto.Decode(r.Params, &m); err != nil {
-			return err
-		}
-		if err = c.driver.Unwrap(ctx, m.Blob, m.AAD, enclave.Auth{Secret: m.Auth, Shares: m.Shares}, secret[:]); err == nil {
-			reply.Secret = secret[:]
+		if broken = proto.Decode(r.Params, &m); broken == nil {
+			reply.Secret = make([]byte, enclave.SecretSize)
+			failure = c.driver.Unwrap(ctx, m.Blob, m.AAD, enclave.Auth{Secret: m.Auth, Shares: m.Shares}, reply.Secret)
 		}
 	case proto.OpHelperForget:
 		var m proto.HelperBlob
-		if err := proto.Decode(r.Params, &m); err != nil {
-			return err
-		}
-		if f, ok := c.driver.(enclave.Forgetter); ok {
-			err = f.Forget(ctx, m.Blob)
+		if broken = proto.Decode(r.Params, &m); broken == nil {
+			if f, ok := c.driver.(enclave.Forgetter); ok {
+				failure = f.Forget(ctx, m.Blob)
+			}
 		}
 	case proto.OpHelperHealth:
 		h := c.driver.Health(ctx)
@@ -275,28 +288,92 @@ func (c *served) answer(ctx context.Context, r proto.Request) error {
 		if !h.Until.IsZero() {
 			reply.Health.Until = h.Until.Unix()
 		}
+	case proto.OpHelperLogin:
+		s, ok := c.driver.(enclave.Session)
+		if !ok {
+			return unsupportedOp(r.Op), nil
+		}
+		var m proto.HelperLogin
+		if broken = proto.Decode(r.Params, &m); broken == nil {
+			failure = s.Login(ctx, enclave.Auth{Secret: m.Auth, Shares: m.Shares})
+		}
+	case proto.OpHelperGenerate, proto.OpHelperDo, proto.OpHelperDestroy, proto.OpHelperMechanisms:
+		d, ok := c.driver.(enclave.Resident)
+		if !ok {
+			return unsupportedOp(r.Op), nil
+		}
+		return performResident(ctx, d, r, reply)
 	default:
-		err = &enclave.Error{Kind: enclave.ErrUnsupported, Detail: fmt.Sprintf("operation %q", cut(r.Op))}
+		return unsupportedOp(r.Op), nil
 	}
-	reply.Info = encodeInfo(c.driver)
-	if err != nil {
-		reply = proto.HelperReply{Failure: encodeFailure(err)}
-	}
-	return c.reply(r.ID, &reply)
+	return failure, broken
 }
+
+func unsupportedOp(op string) error {
+	return &enclave.Error{Kind: enclave.ErrUnsupported, Detail: fmt.Sprintf("operation %q", cut(op))}
+}
+
+func performResident(ctx context.Context, d enclave.Resident, r proto.Request, reply *proto.HelperReply) (failure, broken error) {
+	switch r.Op {
+	case proto.OpHelperGenerate:
+		var m proto.HelperGenerate
+		if broken = proto.Decode(r.Params, &m); broken != nil {
+			return nil, broken
+		}
+		s := enclave.Spec{Algorithm: keyspec.Algorithm(m.Algorithm), AAD: m.AAD}
+		if len(m.ID) != len(s.ID) {
+			return nil, fmt.Errorf("key id of %d bytes", len(m.ID))
+		}
+		copy(s.ID[:], m.ID)
+		for _, u := range m.Usages {
+			s.Usages = append(s.Usages, keyspec.Usage(u))
+		}
+		reply.Blob, reply.SPKI, failure = d.Generate(ctx, s)
+	case proto.OpHelperDo:
+		var m proto.HelperDo
+		if broken = proto.Decode(r.Params, &m); broken != nil {
+			return nil, broken
+		}
+		op := enclave.Op{Usage: keyspec.Usage(m.Usage), Scheme: keyspec.Scheme(m.Scheme), Input: m.Input, Digest: m.Digest, Nonce: m.Nonce,
+			AAD: m.AAD, Bound: m.Bound}
+		room := make([]byte, 0, len(m.Input)+outputRoom)
+		reply.Output, failure = d.Do(ctx, m.Blob, op, room)
+		clear(room[:cap(room)][min(len(reply.Output), cap(room)):])
+		if failure == nil && len(reply.Output) > proto.MaxHelperData {
+			failure = &enclave.Error{Kind: enclave.ErrUnsupported, Detail: fmt.Sprintf("result of %d bytes", len(reply.Output))}
+		}
+	case proto.OpHelperDestroy:
+		var m proto.HelperBlob
+		if broken = proto.Decode(r.Params, &m); broken == nil {
+			failure = d.Destroy(ctx, m.Blob)
+		}
+	case proto.OpHelperMechanisms:
+		var rows []enclave.Mechanism
+		rows, failure = d.Mechanisms(ctx)
+		for _, row := range rows {
+			m := proto.HelperMechanism{Algorithm: string(row.Algorithm), Usage: string(row.Usage)}
+			for _, s := range row.Schemes {
+				m.Schemes = append(m.Schemes, string(s))
+			}
+			reply.Mechanisms = append(reply.Mechanisms, m)
+		}
+	}
+	return failure, broken
+}
+
+// outputRoom is how much longer than its input the result of an operation usually is at most: a signature.
+const outputRoom = 1 << 10
 
 func (c *served) reply(id uint64, m *proto.HelperReply) error {
 	c.write.Lock()
 	defer c.write.Unlock()
-	buffer := make([]byte, 0, frameRoom)
-	defer func() { clear(buffer[:cap(buffer)]) }()
-	frame, err := proto.AppendResponse(buffer, id, nil, m)
-	if err != nil {
+	return withFrame(func(room []byte) ([]byte, error) {
+		return proto.AppendResponse(room, id, nil, m)
+	}, func(frame []byte) error {
+		c.conn.SetWriteDeadline(time.Now().Add(DefaultTimeout))
+		_, err := c.conn.Write(frame)
 		return err
-	}
-	c.conn.SetWriteDeadline(time.Now().Add(DefaultTimeout))
-	_, err = c.conn.Write(frame)
-	return err
+	})
 }
 
 // close ends the driver, but does not wait for one that is stuck in its device: then the process is of no more use.

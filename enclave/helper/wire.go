@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/kmsd-project/kmsd/enclave"
@@ -20,7 +21,7 @@ func readFrame(r io.Reader) ([]byte, error) {
 		return nil, err
 	}
 	n := binary.BigEndian.Uint32(length[:])
-	if n > proto.MaxControlFrame {
+	if n > proto.MaxHelperFrame {
 		return nil, fmt.Errorf("frame of %d bytes", n)
 	}
 	frame := make([]byte, n)
@@ -33,25 +34,48 @@ func readFrame(r io.Reader) ([]byte, error) {
 
 // frameRoom is the capacity that frames are built in: enough for every message of the helper protocol, so that a frame is never copied
 // to another place that nobody wipes.
-const frameRoom = proto.MaxControlFrame + 4
+const frameRoom = proto.MaxHelperFrame + 4
 
-// kinds are the errors that travel, by name. The names are for ever: a helper may be older than its daemon for the moment of an upgrade.
-func kinds() map[string]error {
-	return map[string]error{
-		"locked":        enclave.ErrLocked,
-		"auth":          enclave.ErrAuth,
-		"locked-out":    enclave.ErrLockedOut,
-		"policy":        enclave.ErrPolicy,
-		"absent":        enclave.ErrAbsent,
-		"replaced":      enclave.ErrReplaced,
-		"corrupt":       enclave.ErrCorrupt,
-		"busy":          enclave.ErrBusy,
-		"misconfigured": enclave.ErrMisconfigured,
-		"unsupported":   enclave.ErrUnsupported,
-		"rollback":      enclave.ErrRollback,
-		"cancelled":     context.Canceled,
-		"deadline":      context.DeadlineExceeded,
+var frames = sync.Pool{New: func() any { return new([frameRoom]byte) }}
+
+// withFrame lets build append a frame to an empty buffer and write send it, and wipes it.
+func withFrame(build func([]byte) ([]byte, error), write func([]byte) error) error {
+	room := frames.Get().(*[frameRoom]byte)
+	defer frames.Put(room)
+	frame, err := build(room[:0])
+	if err != nil {
+		clear(room[:]) // as far as it got
+		return err
 	}
+	defer clear(frame)
+	return write(frame)
+}
+
+// kinds are the errors that travel, by name. The first that fits goes: what a context ended comes before the state it was ended in, and
+// an error that says more before one that says less. The names are for ever: a helper may be older than its daemon for the moment of
+// an upgrade.
+func kinds() []errorKind {
+	return []errorKind{
+		{"cancelled", context.Canceled},
+		{"deadline", context.DeadlineExceeded},
+		{"decryption", enclave.ErrDecryption},
+		{"locked", enclave.ErrLocked},
+		{"auth", enclave.ErrAuth},
+		{"locked-out", enclave.ErrLockedOut},
+		{"policy", enclave.ErrPolicy},
+		{"absent", enclave.ErrAbsent},
+		{"replaced", enclave.ErrReplaced},
+		{"corrupt", enclave.ErrCorrupt},
+		{"busy", enclave.ErrBusy},
+		{"misconfigured", enclave.ErrMisconfigured},
+		{"unsupported", enclave.ErrUnsupported},
+		{"rollback", enclave.ErrRollback},
+	}
+}
+
+type errorKind struct {
+	name string
+	err  error
 }
 
 // What a frame takes, in bytes and in elements.
@@ -63,11 +87,11 @@ const (
 // encodeFailure turns an error of a driver into what travels. A driver that breaks its promise to wrap a sentinel is reported as
 // misconfigured, without its text, which might say anything.
 func encodeFailure(err error) proto.HelperFailure {
-	for name, kind := range kinds() {
-		if !errors.Is(err, kind) {
+	for _, kind := range kinds() {
+		if !errors.Is(err, kind.err) {
 			continue
 		}
-		f := proto.HelperFailure{Kind: name}
+		f := proto.HelperFailure{Kind: kind.name}
 		var e *enclave.Error
 		if errors.As(err, &e) {
 			f.Detail, f.Remedy = cut(e.Detail), cut(e.Remedy)
@@ -88,11 +112,12 @@ func decodeFailure(f proto.HelperFailure) error {
 	if f.Kind == "" {
 		return nil
 	}
-	kind, ok := kinds()[f.Kind]
-	if !ok {
-		kind = enclave.ErrMisconfigured
+	e := &enclave.Error{Kind: enclave.ErrMisconfigured, Detail: f.Detail, Remedy: f.Remedy}
+	for _, kind := range kinds() {
+		if kind.name == f.Kind {
+			e.Kind = kind.err
+		}
 	}
-	e := &enclave.Error{Kind: kind, Detail: f.Detail, Remedy: f.Remedy}
 	if f.Until != 0 {
 		e.Until = time.Unix(f.Until, 0)
 	}
@@ -121,7 +146,14 @@ func encodeInfo(e enclave.Enclave) proto.HelperInfo {
 		h.Warnings = append(h.Warnings, cut(w))
 	}
 	if _, ok := e.(enclave.Forgetter); ok {
-		h.Features = append(h.Features, "forget")
+		h.Features = append(h.Features, proto.HelperForget)
+	}
+	if r, ok := e.(enclave.Resident); ok {
+		h.Features = append(h.Features, proto.HelperResident)
+		h.MaxParallel = uint32(min(max(r.MaxParallel(), 1), maxInFlight))
+	}
+	if _, ok := e.(enclave.Session); ok {
+		h.Features = append(h.Features, proto.HelperSession)
 	}
 	return h
 }
