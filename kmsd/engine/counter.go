@@ -18,19 +18,28 @@ const (
 	invocationBlock = 1 << 16
 )
 
-// counters hold what is left of the blocks that this run has reserved. They outlive the parsed keys, or else every key
-// that is used once a minute would lose a block each time.
+// counters hold what is left of the blocks that this run has reserved: invocations of a key version and, under version 0,
+// uses of a whole key. They outlive the parsed keys, or else every key that is used once a minute would lose a block each
+// time.
 type counters struct {
 	mu     sync.Mutex
 	blocks map[keyspec.Ref]*blockOf
 }
 
-// blockOf is a block of invocations of one key version. A caller of another run or of a key destroyed meanwhile cannot
-// have it: names of destroyed keys are not given again, and nothing is written back.
+// blockOf is a block that was reserved. A caller of another run or of a key destroyed meanwhile cannot have it: names of
+// destroyed keys are not given again.
+//
+// Whoever wants the lock of a name as well (stripes) takes it second.
 type blockOf struct {
-	mu        sync.Mutex
-	next, end uint64
-	left      atomic.Bool // next is before end
+	mu     sync.Mutex    // held to change what follows
+	left   atomic.Uint64 // not used yet
+	drains atomic.Uint64 // how often what was left was taken away
+}
+
+// drain takes away what is left. The caller holds b.mu.
+func (b *blockOf) drain() uint64 {
+	b.drains.Add(1)
+	return b.left.Swap(0)
 }
 
 // maxBlocks bounds the map; beyond it blocks are lost, at random.
@@ -56,60 +65,77 @@ func (c *counters) block(ref keyspec.Ref) *blockOf {
 	return b
 }
 
-// spent reports whether the next use of a key version has to reserve a block, or to wait for somebody who does.
-func (c *counters) spent(ref keyspec.Ref) bool {
+// left returns how much of its block a key version has left, of a whole key with version 0.
+func (c *counters) left(ref keyspec.Ref) uint64 {
 	c.mu.Lock()
 	b := c.blocks[ref]
 	c.mu.Unlock()
-	return b == nil || !b.left.Load()
+	if b == nil {
+		return 0
+	}
+	return b.left.Load()
+}
+
+// spent reports whether the next use of a key version, of a whole key with version 0, has to reserve a block, or to wait for
+// somebody who does.
+func (c *counters) spent(ref keyspec.Ref) bool { return c.left(ref) == 0 }
+
+// take takes one of the block b. If there is none left, amount reserves more in the store: it changes the key, or the version
+// of it that is in use, and returns how much that is.
+func (u *use) take(b *blockOf, amount func(*keystore.Key, *keystore.Version) (uint64, error)) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.left.Load() == 0 {
+		n, err := u.reserve(amount)
+		if err != nil {
+			return err
+		}
+		b.left.Store(n)
+	}
+	b.left.Add(^uint64(0))
+	return nil
 }
 
 // countInvocation counts one use of the AEAD key in use, or returns an error that wraps ErrExhausted.
 func (u *use) countInvocation() error {
 	b := u.counters.block(keyspec.Ref{Name: u.key.Name, Version: u.version.Number})
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.next == b.end {
-		first, end, err := u.reserve(invocationBlock)
-		if err != nil {
-			return err
+	return u.take(b, func(_ *keystore.Key, v *keystore.Version) (uint64, error) {
+		n := min(invocationBlock, maxInvocations-v.Invocations)
+		if v.Invocations >= maxInvocations {
+			return 0, fmt.Errorf("%w: %d encryptions; rotate it", ErrExhausted, v.Invocations)
 		}
-		b.next, b.end = first, end
-	}
-	b.next++
-	b.left.Store(b.next < b.end)
-	return nil
+		v.Invocations += n
+		return n, nil
+	})
 }
 
-// reserve reserves up to n invocations in the store.
-func (u *use) reserve(n uint64) (first, end uint64, err error) {
+// reserve commits what amount does to the key in use.
+func (u *use) reserve(amount func(*keystore.Key, *keystore.Version) (uint64, error)) (n uint64, err error) {
 	for range 10 {
-		first, end, err = u.reserveOnce(n)
+		n, err = u.reserveOnce(amount)
 		if !errors.Is(err, keystore.ErrConflict) {
 			break
 		}
 	}
-	return first, end, err
+	return n, err
 }
 
-func (u *use) reserveOnce(n uint64) (first, end uint64, err error) {
+func (u *use) reserveOnce(amount func(*keystore.Key, *keystore.Version) (uint64, error)) (uint64, error) {
 	defer u.writers.lock(u.key.Name)()
 	key, err := u.store.Get(u.key.Name)
 	if err != nil {
-		return 0, 0, err
+		return 0, err
 	}
 	v, err := version(key, u.version.Number, u.now)
 	if err != nil {
-		return 0, 0, err
+		return 0, err
 	}
-	first = v.Invocations
-	end = min(first+n, maxInvocations)
-	if first >= end {
-		return 0, 0, fmt.Errorf("%w: %d encryptions; rotate it", ErrExhausted, first)
+	n, err := amount(key, v)
+	if err != nil {
+		return 0, err
 	}
-	v.Invocations = end
 	c := []keystore.Change{{Key: key}}
 	err = u.store.Apply(u.ctx, keystore.Commit{Changes: c})
 	u.changed(c)
-	return first, end, err
+	return n, err
 }

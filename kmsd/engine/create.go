@@ -30,7 +30,8 @@ type NewKey struct {
 	Profile    string // empty or mosip-module
 	Keep       uint32 // versions kept when rotating; 0: all
 	UsableVia  []string
-	Durable    bool // each use is in the audit on disk before it is answered
+	Durable    bool   // each use is in the audit on disk before it is answered
+	Uses       uint64 // how often the key may be used; 0: no limit
 }
 
 // Limits of a key's description, beside those of keyspec.
@@ -122,6 +123,12 @@ func (u *use) describe(n *NewKey, origin keyspec.Origin) (*keystore.Key, *mechan
 			return nil, nil, fmt.Errorf("%w: name of a bridge", ErrInput)
 		}
 	}
+	switch {
+	case n.Uses > MaxUses:
+		return nil, nil, fmt.Errorf("%w: a key is limited to at most %d uses", ErrInput, uint64(MaxUses))
+	case n.Uses > 0 && n.Exportable:
+		return nil, nil, errExportable
+	}
 	v, err := u.validity(usages, n.NotBefore, n.Expires, n.NoExpiry)
 	if err != nil {
 		return nil, nil, err
@@ -131,7 +138,7 @@ func (u *use) describe(n *NewKey, origin keyspec.Origin) (*keystore.Key, *mechan
 		Name: n.Name, Algorithm: n.Algorithm, Usages: usages, Origin: origin, Protection: keyspec.Software,
 		Profile: n.Profile, Exportable: n.Exportable, Durable: n.Durable, Owner: u.caller.UID,
 		Labels: maps.Clone(n.Labels), UsableVia: slices.Clone(n.UsableVia), Created: v.Created,
-		Current: 1, MinVersion: 1, Keep: n.Keep, Versions: []keystore.Version{v},
+		Current: 1, MinVersion: 1, Keep: n.Keep, Limited: n.Uses > 0, UsesLeft: n.Uses, Versions: []keystore.Version{v},
 	}, row, nil
 }
 

@@ -48,6 +48,8 @@ type use struct {
 	// Set for acts with a usage.
 	key     *keystore.Key // shared: must not be changed
 	version *keystore.Version
+	spent   *blockOf // of which a use of a limited key was taken
+	drains  uint64   // of spent, before that
 
 	recorded bool   // the audit entry of success was committed with the change
 	detail   string // for the audit
@@ -81,13 +83,18 @@ func (u *use) run(operate func(u *use) error) error {
 			if err = u.load(); err != nil {
 				return err
 			}
+			if err = u.spend(); err != nil {
+				return err
+			}
 		}
 		if u.act.twice {
 			if err = u.announce(); err != nil {
 				return err
 			}
 		}
-		return operate(u)
+		err = operate(u)
+		u.unspend(err)
+		return err
 	})
 }
 

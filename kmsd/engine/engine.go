@@ -135,14 +135,16 @@ func (e *Engine) Unlocked() error {
 	return e.note("keystore_open", fmt.Sprintf("store %x instance %x epoch %d", info.StoreID, info.InstanceID, info.Epoch))
 }
 
-// Lock locks the keystore and forgets every key. Acts whose record is still in the outbox are copied to the log first, if
-// that takes no longer than lockGrace; otherwise they wait for the next time.
+// Lock locks the keystore and forgets every key. Acts whose record is still in the outbox are copied to the log first, and
+// reserved uses of limited keys that were not made are given back, if that takes no longer than lockGrace; otherwise the acts
+// wait for the next time, and the uses are lost.
 func (e *Engine) Lock() {
 	ctx, cancel := context.WithTimeout(context.Background(), lockGrace)
 	defer cancel()
 	if err := e.copyOutbox(ctx); err != nil {
 		e.log.Warn("acts wait to be copied to the audit log", "error", err)
 	}
+	e.returnUses(ctx)
 	if s := e.store.Load(); s != nil {
 		s.Lock()
 	}

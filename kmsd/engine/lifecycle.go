@@ -26,9 +26,8 @@ const MaxPage = 100
 // Get returns the metadata of a key.
 func (e *Engine) Get(ctx context.Context, c *Caller, name keyspec.Name) (key *keystore.Key, err error) {
 	err = e.do(ctx, c, &act{op: "key_get", ref: keyspec.Ref{Name: name}}, func(u *use) error {
-		key, err = u.store.Get(name)
-		if err == nil {
-			asOf(key, u.now)
+		if key, err = u.store.Get(name); err == nil {
+			u.asOf(key, u.now)
 		}
 		return err
 	})
@@ -38,8 +37,8 @@ func (e *Engine) Get(ctx context.Context, c *Caller, name keyspec.Name) (key *ke
 	return key, nil
 }
 
-// asOf puts the states at a time in place of those written down.
-func asOf(key *keystore.Key, now time.Time) {
+// asOf puts the states at a time in place of those written down, and adds the uses that are reserved but not made.
+func (e *Engine) asOf(key *keystore.Key, now time.Time) {
 	states := make([]keyspec.State, len(key.Versions))
 	for i := range key.Versions {
 		states[i] = stateAt(key, &key.Versions[i], now)
@@ -47,6 +46,9 @@ func asOf(key *keystore.Key, now time.Time) {
 	key.Current = current(key, now)
 	for i, s := range states {
 		key.Versions[i].State = s
+	}
+	if key.Limited {
+		key.UsesLeft += e.counters.left(keyspec.Ref{Name: key.Name})
 	}
 }
 
@@ -78,7 +80,7 @@ func (e *Engine) List(ctx context.Context, c *Caller, prefix string, after []byt
 			}
 		}
 		for _, key := range keys {
-			asOf(key, u.now)
+			u.asOf(key, u.now)
 		}
 		return err
 	})
@@ -132,7 +134,7 @@ func (u *use) change(name keyspec.Name, edit func(key *keystore.Key) (*keystore.
 		}
 		key.Revision++
 	}
-	asOf(key, u.now)
+	u.asOf(key, u.now)
 	return key, nil
 }
 
@@ -294,11 +296,29 @@ type Settings struct {
 	Labels     map[string]string // to be set; an empty value removes the label
 	MinVersion keyspec.Version   // 0: unchanged
 	Keep       uint32            // 0: unchanged
+	Uses       int64             // uses that are left from now on; 0: unchanged, NoLimit: without limit
 }
 
-// Set changes settings of a key. A smaller Keep schedules the destruction of versions that are too many.
+// Set changes settings of a key. A smaller Keep schedules the destruction of versions that are too many. More uses than are
+// left, or no limit where there is one, takes an administrator.
 func (e *Engine) Set(ctx context.Context, c *Caller, name keyspec.Name, s *Settings) (after *keystore.Key, err error) {
-	err = e.do(ctx, c, &act{op: "key_set", ref: keyspec.Ref{Name: name}}, func(u *use) error {
+	a := &act{op: "key_set", ref: keyspec.Ref{Name: name}}
+	if s.Uses != 0 {
+		a.info = fmt.Sprintf("uses %d", s.Uses)
+	}
+	err = e.do(ctx, c, a, func(u *use) error {
+		var reserved uint64
+		if s.Uses != 0 {
+			b := e.counters.block(keyspec.Ref{Name: name})
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			reserved = b.drain()
+			defer func() {
+				if err != nil && !errors.Is(err, keystore.ErrStorage) { // after that nobody knows what holds
+					b.left.Store(reserved)
+				}
+			}()
+		}
 		after, err = u.change(name, func(key *keystore.Key) (*keystore.Change, error) {
 			if s.MinVersion != 0 {
 				if s.MinVersion > current(key, u.now) {
@@ -309,6 +329,11 @@ func (e *Engine) Set(ctx context.Context, c *Caller, name keyspec.Name, s *Setti
 			if s.Keep != 0 {
 				key.Keep = s.Keep
 				u.trim(key)
+			}
+			if s.Uses != 0 {
+				if err := u.setUses(key, s.Uses, reserved); err != nil {
+					return nil, err
+				}
 			}
 			if key.Labels == nil {
 				key.Labels = make(map[string]string)

@@ -128,7 +128,7 @@ func (e *Engine) Peek(c *Caller, op string, name keyspec.Name) (row *mechanism.R
 	if err != nil {
 		return nil, false
 	}
-	waits = key.Durable
+	waits = key.Durable || key.Limited && e.counters.spent(keyspec.Ref{Name: name})
 	if seals && row.Kind == mechanism.KindAEAD && !waits {
 		waits = e.counters.spent(keyspec.Ref{Name: name, Version: current(key, e.now())})
 	}
