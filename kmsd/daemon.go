@@ -80,16 +80,22 @@ func run(ctx context.Context, c config, reread func() (config, error), log *slog
 		log.Warn("this build does not read certificates with negative serial numbers (GODEBUG x509negativeserial=1); build it with make")
 	}
 
+	listeners, err := d.inherit() // before there are children, who would inherit them too
+	if err != nil {
+		return err
+	}
 	// The spawner comes first: what it inherits must hold no secret.
 	if d.helpers, err = openHelpers(c); err != nil {
 		return err
 	}
 	defer d.helpers.Close()
-	unlock, err := d.claimRuntimeDir()
-	if err != nil {
-		return err
+	if len(listeners) == 0 {
+		unlock, err := d.claimRuntimeDir()
+		if err != nil {
+			return err
+		}
+		defer unlock()
 	}
-	defer unlock()
 	release, err := d.claimStateDir()
 	if err != nil {
 		return err
@@ -131,9 +137,10 @@ func run(ctx context.Context, c config, reread func() (config, error), log *slog
 	d.ipc = &ipc.Server{Handler: d, Log: log, Limits: ipc.Limits{
 		MaxConns: c.Limits.Connections, MaxConnsPerUID: c.Limits.ConnectionsPerUID, Idle: c.idle(),
 	}}
-	listeners, err := d.listen(ctx)
-	if err != nil {
-		return err
+	if len(listeners) == 0 {
+		if listeners, err = d.listen(ctx); err != nil {
+			return err
+		}
 	}
 	failed := make(chan error, len(listeners))
 	for _, l := range listeners {
@@ -155,10 +162,20 @@ func run(ctx context.Context, c config, reread func() (config, error), log *slog
 	return err
 }
 
-// wait returns when the daemon shall stop, and reloads meanwhile.
+// wait returns when the daemon shall stop. Meanwhile it reloads, and lets systemd know that it lives where that wants to know.
 func (d *daemon) wait(ctx context.Context, failed <-chan error, hangup <-chan os.Signal, reread func() (config, error)) error {
+	var watchdog <-chan time.Time
+	if interval, err := sd.SdWatchdogEnabled(false); err != nil {
+		d.log.Warn("systemd is not answered", "error", err)
+	} else if interval > 0 {
+		ticker := time.NewTicker(interval / 3)
+		defer ticker.Stop()
+		watchdog = ticker.C
+	}
 	for {
 		select {
+		case <-watchdog:
+			sd.SdNotify(false, sd.SdNotifyWatchdog)
 		case <-ctx.Done():
 			return nil
 		case err := <-failed:
@@ -337,8 +354,8 @@ func (d *daemon) claimStateDir() (release func(), err error) {
 	return func() { f.Close() }, nil
 }
 
-// listen returns the sockets that systemd passes, or makes its own.
-func (d *daemon) listen(ctx context.Context) ([]*net.UnixListener, error) {
+// inherit returns the sockets that systemd passes. They are in a directory of root's, who knows that there is but one of them.
+func (d *daemon) inherit() ([]*net.UnixListener, error) {
 	passed, err := activation.Listeners()
 	if err != nil {
 		return nil, err
@@ -359,9 +376,12 @@ func (d *daemon) listen(ctx context.Context) ([]*net.UnixListener, error) {
 		u.SetUnlinkOnClose(false)
 		listeners = append(listeners, u)
 	}
-	if len(listeners) > 0 {
-		return listeners, nil
-	}
+	return listeners, nil
+}
+
+// listen makes the sockets.
+func (d *daemon) listen(ctx context.Context) ([]*net.UnixListener, error) {
+	var listeners []*net.UnixListener
 	d.adminAddr = d.config.adminSocket()
 	for _, s := range []struct{ path, mode, group string }{
 		{d.config.appSocket(), d.config.Sockets.Mode, d.config.Sockets.Group},

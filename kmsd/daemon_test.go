@@ -310,6 +310,9 @@ func TestSocketActivation(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(dir, "r", "kmsd.sock")); err != nil {
 		t.Errorf("a socket of systemd was removed: %v", err)
 	}
+	if _, err := os.Stat(filepath.Join(dir, "r", "kmsd.lock")); err == nil {
+		t.Error("kmsd writes into the directory of systemd's sockets")
+	}
 }
 
 func TestCommandLine(t *testing.T) {
