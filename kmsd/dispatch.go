@@ -81,6 +81,8 @@ const (
 	laneKeygen             // up to seconds of computing, one at a time
 	laneStore              // waits for the disk
 	laneDevice             // waits for a device or a person
+	laneTPM                // with a key that is resident in a TPM
+	laneHSM                // with a key that is resident in an HSM
 	lanes                  // number of lanes
 )
 
@@ -100,6 +102,8 @@ func shapes() [lanes]laneShape {
 		laneKeygen: {1, 128, time.Second, ipc.Slow},
 		laneStore:  {128, 1024, 50 * time.Millisecond, ipc.Slow},
 		laneDevice: {4, 64, 500 * time.Millisecond, ipc.Slow},
+		laneTPM:    {4, 1024, 500 * time.Millisecond, ipc.Slow},  // a TPM does one thing at a time; the engine lets one in
+		laneHSM:    {32, 1024, 100 * time.Millisecond, ipc.Slow}, // and as many to an HSM as its driver says
 	}
 }
 

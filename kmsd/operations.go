@@ -14,7 +14,7 @@ func operations() map[string]operation {
 		proto.OpPing:         {onBoth, duringAny, inline, handlePing},
 		proto.OpWhoami:       {onBoth, duringAny, inline, handleWhoami},
 		proto.OpStatus:       {onBoth, duringAny, device, handleStatus},
-		proto.OpCapabilities: {onBoth, duringAny, pool, handleCapabilities},
+		proto.OpCapabilities: {onBoth, duringAny, device, handleCapabilities},
 		proto.OpSelfTest:     {onAdmin, duringAny, keygen, handleSelfTest},
 		proto.OpInit:         {onAdmin, whenUninitialised, device, handleInit},
 		proto.OpLock:         {onAdmin, whenSealed, disk, handleLock},
@@ -41,15 +41,15 @@ func operations() map[string]operation {
 		proto.OpEncrypt:   {onBoth, whenReady, public, handleEncrypt},
 		proto.OpDecrypt:   {onBoth, whenReady, private, handleDecrypt},
 		proto.OpRewrap:    {onBoth, whenReady, private, handleRewrap},
-		proto.OpWrap:      {onBoth, whenReady, disk, handleWrap},
-		proto.OpUnwrap:    {onBoth, whenReady, disk, handleUnwrap},
-		proto.OpAgree:     {onBoth, whenReady, disk, handleAgree},
-		proto.OpDerive:    {onBoth, whenReady, disk, handleDerive},
+		proto.OpWrap:      {onBoth, whenReady, keyed, handleWrap},
+		proto.OpUnwrap:    {onBoth, whenReady, keyed, handleUnwrap},
+		proto.OpAgree:     {onBoth, whenReady, keyed, handleAgree},
+		proto.OpDerive:    {onBoth, whenReady, keyed, handleDerive},
 		proto.OpDataKey:   {onBoth, whenReady, private, handleDataKey},
 		proto.OpRandom:    {onBoth, whenReady, pool, handleRandom},
 		proto.OpBatch:     {onBoth, whenReady, disk, handleBatch},
 
-		proto.OpStreamBegin:  {onBoth, whenReady, pool, handleStreamBegin},
+		proto.OpStreamBegin:  {onBoth, whenReady, streaming, handleStreamBegin},
 		proto.OpStreamUpdate: {onBoth, whenReady, streamLane, handleStreamUpdate},
 		proto.OpStreamFinish: {onBoth, whenReady, inline, handleStreamFinish},
 		proto.OpStreamAbort:  {onBoth, whenReady, inline, handleStreamAbort},
@@ -85,14 +85,25 @@ func disk(*call) lane   { return laneStore }
 func keygen(*call) lane { return laneKeygen }
 func device(*call) lane { return laneDevice }
 
+// hardware is the lane of operations in a device, which is one for each kind of device: a TPM that is slow, or hangs, holds up no HSM and
+// nobody else.
+func hardware(p keyspec.Protection) lane {
+	if p == keyspec.TPM {
+		return laneTPM
+	}
+	return laneHSM
+}
+
 // smallData is how much data a cheap operation takes in its stride, in bytes of params.
 const smallData = 4 << 10
 
 // private is the lane of an operation with the private half of a key. A key that is not in the cache is loaded first; the
 // pool is the place for that, and the cost of one misplaced operation is bounded by it.
 func private(c *call) lane {
-	row, waits := c.mechanism()
+	row, waits, device := c.mechanism()
 	switch {
+	case device != "":
+		return hardware(device)
 	case waits:
 		return laneStore
 	case row == nil:
@@ -107,8 +118,10 @@ func private(c *call) lane {
 
 // public is the lane of an operation with the public half of a key, which is quick for RSA too.
 func public(c *call) lane {
-	row, waits := c.mechanism()
+	row, waits, device := c.mechanism()
 	switch {
+	case device != "" && row != nil && row.Symmetric():
+		return hardware(device)
 	case waits:
 		return laneStore
 	case row != nil && row.Cost == mechanism.CostCheap && len(c.request.Params) <= smallData:
@@ -117,13 +130,34 @@ func public(c *call) lane {
 	return lanePool
 }
 
-// creating keeps the search for primes apart from keys that cost little more than their record.
+// creating keeps the search for primes apart from keys that cost little more than their record, and from those that a device makes.
 func creating(c *call) lane {
 	var in proto.KeyCreate
-	if proto.DecodeReply(c.request.Params, &in) == nil && strings.HasPrefix(in.Algorithm, "rsa-") {
+	err := proto.DecodeReply(c.request.Params, &in)
+	switch p := keyspec.Protection(in.Protection); {
+	case err != nil:
+	case p == keyspec.TPM || p == keyspec.HSM:
+		return hardware(p)
+	case strings.HasPrefix(in.Algorithm, "rsa-"):
 		return laneKeygen
 	}
 	return laneStore
+}
+
+// keyed is the lane of operations with the private half of a key that wait for the disk too.
+func keyed(c *call) lane {
+	if _, _, device := c.mechanism(); device != "" {
+		return hardware(device)
+	}
+	return laneStore
+}
+
+// streaming is the lane of the beginning of a stream.
+func streaming(c *call) lane {
+	if _, _, device := c.mechanism(); device != "" {
+		return hardware(device)
+	}
+	return lanePool
 }
 
 // importing keeps the examination of primes apart in the same way.
@@ -145,7 +179,10 @@ func certifying(c *call) lane {
 	if in.Issuer != "" {
 		signer = in.Issuer
 	}
-	if row, _ := c.peek(signer); row != nil && row.Cost == mechanism.CostRSA {
+	switch row, _, device := c.peek(signer); {
+	case device != "":
+		return hardware(device)
+	case row != nil && row.Cost == mechanism.CostRSA:
 		return laneRSA
 	}
 	return laneStore
@@ -153,24 +190,27 @@ func certifying(c *call) lane {
 
 // rotating is creating for a key that is already there.
 func rotating(c *call) lane {
-	if row, _ := c.mechanism(); row != nil && row.Cost != mechanism.CostRSA {
+	switch row, _, device := c.mechanism(); {
+	case device != "":
+		return hardware(device)
+	case row != nil && row.Cost != mechanism.CostRSA:
 		return laneStore
 	}
 	return laneKeygen
 }
 
-// mechanism returns the mechanism of the key that the request names, if the key is in the cache, and whether its use waits
-// for the disk.
-func (c *call) mechanism() (row *mechanism.Row, waits bool) {
+// mechanism returns the mechanism of the key that the request names, if the key is in the cache, whether its use waits for the
+// disk, and the kind of device that it is in.
+func (c *call) mechanism() (row *mechanism.Row, waits bool, device keyspec.Protection) {
 	c.named = proto.KeyRef{}
 	if proto.DecodeReply(c.request.Params, &c.named) != nil {
-		return nil, false
+		return nil, false, ""
 	}
 	return c.peek(c.named.Key)
 }
 
 // peek is mechanism for the key that ref names.
-func (c *call) peek(ref string) (row *mechanism.Row, waits bool) {
+func (c *call) peek(ref string) (row *mechanism.Row, waits bool, device keyspec.Protection) {
 	name, _, _ := strings.Cut(ref, "@")
 	return c.daemon.engine.Peek(&c.session.who, c.request.Op, keyspec.Name(name))
 }

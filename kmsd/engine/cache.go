@@ -139,14 +139,18 @@ func (e *Engine) changed(changes []keystore.Change) {
 				ref := keyspec.Ref{Name: c.Key.Name, Version: v.Number}
 				e.secrets.drop(ref)
 				e.publics.drop(ref)
+				e.residents.drop(ref)
 				e.touch() // the janitor has the remains collected
 			}
 		}
 	}
 }
 
-// secret returns the parsed key of the version in use.
+// secret returns the private half of the version in use.
 func (u *use) secret() (*mechanism.Key, error) {
+	if u.key.Protection != keyspec.Software {
+		return u.resident()
+	}
 	return u.parsed(u.store, u.key, u.version.Number, u.now)
 }
 
@@ -155,9 +159,6 @@ func (e *Engine) parsed(s *keystore.Store, key *keystore.Key, number keyspec.Ver
 	ref := keyspec.Ref{Name: key.Name, Version: number}
 	if k, ok := e.secrets.get(ref, now); ok {
 		return k, nil
-	}
-	if key.Protection != keyspec.Software {
-		return nil, fmt.Errorf("%w: %s keys cannot be used by this release", ErrUnsupported, key.Protection)
 	}
 	row, err := mechanism.Lookup(key.Algorithm)
 	if err != nil {
@@ -262,7 +263,8 @@ func (e *Engine) runJanitor(ctx context.Context) {
 			}
 		}
 		_, leftPublics := e.publics.sweep(now.Add(-e.idle))
-		if idle && due == 0 && left+leftKeys+leftPublics == 0 {
+		_, leftResidents := e.residents.sweep(now.Add(-e.idle))
+		if idle && due == 0 && left+leftKeys+leftPublics+leftResidents == 0 {
 			e.asleep.Store(true)
 			if e.activity.Load() == seen {
 				continue // until touched

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
@@ -21,7 +22,7 @@ type NewKey struct {
 	Name       keyspec.Name
 	Algorithm  keyspec.Algorithm
 	Usages     []keyspec.Usage    // empty: the algorithm's default
-	Protection keyspec.Protection // empty: software
+	Protection keyspec.Protection // empty: software; with another the key is made in a device and never leaves it
 	NotBefore  time.Time          // zero: now
 	Expires    time.Time          // zero: the default cryptoperiod
 	NoExpiry   bool               // asked for; Expires is zero then
@@ -100,8 +101,8 @@ func (u *use) describe(n *NewKey, origin keyspec.Origin) (*keystore.Key, *mechan
 	if err != nil {
 		return nil, nil, fmt.Errorf("%w: %w", ErrInput, err)
 	}
-	if n.Protection != "" && n.Protection != keyspec.Software {
-		return nil, nil, fmt.Errorf("%w: protection %q", ErrUnsupported, n.Protection)
+	if err := checkResident(n, origin); err != nil {
+		return nil, nil, err
 	}
 	usages := slices.Clone(n.Usages)
 	if len(usages) == 0 {
@@ -135,7 +136,7 @@ func (u *use) describe(n *NewKey, origin keyspec.Origin) (*keystore.Key, *mechan
 	}
 	v.Number = 1
 	return &keystore.Key{
-		Name: n.Name, Algorithm: n.Algorithm, Usages: usages, Origin: origin, Protection: keyspec.Software,
+		Name: n.Name, Algorithm: n.Algorithm, Usages: usages, Origin: origin, Protection: cmp.Or(n.Protection, keyspec.Software),
 		Profile: n.Profile, Exportable: n.Exportable, Durable: n.Durable, Owner: u.caller.UID,
 		Labels: maps.Clone(n.Labels), UsableVia: slices.Clone(n.UsableVia), Created: v.Created,
 		Current: 1, MinVersion: 1, Keep: n.Keep, Limited: n.Uses > 0, UsesLeft: n.Uses, Versions: []keystore.Version{v},
@@ -177,7 +178,7 @@ func (u *use) make(key *keystore.Key, row *mechanism.Row, requestKey []byte, sec
 		commit.RequestKey = u.requestKey(requestKey)
 	}
 	v := &key.Versions[0]
-	err := u.withNew(row, secret, func(b []byte, spki []byte) error {
+	err := u.withNew(key, v.Number, row, secret, func(b []byte, spki []byte) error {
 		ch.Material = map[keyspec.Version][]byte{v.Number: b}
 		u.setPublic(&ch, v, spki)
 		commit.Changes = []keystore.Change{ch}
@@ -198,12 +199,18 @@ func (u *use) make(key *keystore.Key, row *mechanism.Row, requestKey []byte, sec
 	return key, nil
 }
 
-// withNew calls f with the material of a new key and its public half, if there is one, and wipes the material. secret
+// withNew calls f with the material of a new key version, or what is kept of one that was made in a device, and its public half,
+// if there is one, and wipes the material. secret
 // returns the material, and runs on a stack that is erased at once; without it, the key is generated.
 //
 // Generation runs outside secmem.Do, as operations do: it allocates a lot, inside each allocation costs a special, and
 // freed memory is overwritten anyway.
-func (u *use) withNew(row *mechanism.Row, secret func(*use, *mechanism.Row) ([]byte, error), f func(b, spki []byte) error) error {
+func (u *use) withNew(key *keystore.Key, number keyspec.Version, row *mechanism.Row, secret func(*use, *mechanism.Row) ([]byte, error),
+	f func(b, spki []byte) error,
+) error {
+	if key.Protection != keyspec.Software {
+		return u.withResident(key, number, row, f)
+	}
 	if err := u.tests.passed(row); err != nil {
 		return err
 	}

@@ -337,10 +337,12 @@ func (u *use) commit(c keystore.Commit) error {
 		return fmt.Errorf("%w: %w", ErrAudit, err)
 	}
 	c.Audit = sealed
+	gone := u.goners(c.Changes)
 	err = u.store.Apply(u.ctx, c)
 	u.changed(c.Changes)
 	if err == nil {
 		u.recorded = true
+		u.bury(gone)
 	}
 	return err
 }

@@ -21,6 +21,9 @@ func (e *Engine) Encrypt(ctx context.Context, c *Caller, ref keyspec.Ref, data, 
 			return err
 		}
 		if row.Kind == mechanism.KindRSA {
+			if err := checkLabel(u.key, aad); err != nil {
+				return err
+			}
 			public, err := u.public()
 			if err != nil {
 				return err
@@ -47,7 +50,11 @@ func (u *use) seal(dst []byte, f ciphertext.Format, data, aad []byte) ([]byte, e
 		return nil, err
 	}
 	h := ciphertext.Header{Format: f, Algorithm: u.key.Algorithm, Version: u.version.Number}
-	return ciphertext.Append(dst, h, k.AEAD(), data, aad)
+	sealed, err := ciphertext.Append(dst, h, k.AEAD(), data, aad)
+	if failed := k.Failed(); failed != nil {
+		return nil, failed
+	}
+	return sealed, err
 }
 
 // Decrypt opens what Encrypt or DataKey made and appends the plaintext to dst. The version is the one the ciphertext names;
@@ -117,6 +124,9 @@ func (u *use) open(dst, sealed, aad []byte) ([]byte, error) {
 		return nil, errAEAD(u.key.Algorithm)
 	}
 	data, err := ciphertext.Open(dst, k.AEAD(), sealed, aad)
+	if failed := k.Failed(); failed != nil {
+		return nil, failed
+	}
 	if err != nil {
 		return nil, ErrDecryption
 	}

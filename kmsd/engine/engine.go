@@ -35,6 +35,8 @@ type Config struct {
 	Log    *slog.Logger       // nil: none
 	Now    func() time.Time   // nil: time.Now
 
+	Devices Devices // of resident keys; nil: there are none
+
 	CacheIdle time.Duration // after which an unused parsed key is forgotten; 0: DefaultCacheIdle
 	CacheKeys int           // parsed keys held at most; 0: DefaultCacheKeys
 }
@@ -50,10 +52,15 @@ type Engine struct {
 	log    *slog.Logger
 	now    func() time.Time
 
-	keys     *lru[keyspec.Name, *keystore.Key]
-	secrets  *lru[keyspec.Ref, *mechanism.Key]
-	publics  *lru[keyspec.Ref, crypto.PublicKey]
-	idle     time.Duration
+	keys    *lru[keyspec.Name, *keystore.Key]
+	secrets *lru[keyspec.Ref, *mechanism.Key]
+	publics *lru[keyspec.Ref, crypto.PublicKey]
+	idle    time.Duration
+
+	devices   Devices
+	gates     gates
+	residents *lru[keyspec.Ref, *loaded]
+
 	counters counters
 	writers  stripes
 	imports  imports
@@ -76,7 +83,7 @@ type Engine struct {
 // New returns an Engine. Run has to be called for what happens without a caller.
 func New(c Config) *Engine {
 	e := &Engine{
-		audit: c.Audit, code: c.Code, log: c.Log, now: c.Now, idle: c.CacheIdle,
+		audit: c.Audit, code: c.Code, log: c.Log, now: c.Now, idle: c.CacheIdle, devices: c.Devices,
 		wakeJanitor:   make(chan struct{}, 1),
 		wakeCopier:    make(chan struct{}, 1),
 		wakeScheduler: make(chan struct{}, 1),
@@ -98,6 +105,7 @@ func New(c Config) *Engine {
 	e.keys = newLRU[keyspec.Name, *keystore.Key](size)
 	e.secrets = newLRU[keyspec.Ref, *mechanism.Key](size)
 	e.publics = newLRU[keyspec.Ref, crypto.PublicKey](size)
+	e.residents = newLRU[keyspec.Ref, *loaded](size)
 	e.store.Store(c.Store)
 	e.policy.Store(c.Policy)
 	return e
@@ -158,6 +166,7 @@ func (e *Engine) forget() {
 	e.keys.clear()
 	e.secrets.clear()
 	e.publics.clear()
+	e.residents.clear()
 	e.imports.clear()
 	e.touch()
 }

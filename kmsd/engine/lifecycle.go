@@ -386,9 +386,14 @@ func (e *Engine) Rotate(ctx context.Context, c *Caller, name keyspec.Name, notBe
 		if err != nil {
 			return err
 		}
-		return u.withNew(row, nil, func(b, spki []byte) error {
+		number := rehearsal.Versions[len(rehearsal.Versions)-1].Number
+		return u.withNew(&rehearsal, number, row, nil, func(b, spki []byte) error {
 			after, err = u.change(name, func(key *keystore.Key) (*keystore.Change, error) {
-				return u.rotated(key, b, spki, notBefore, expires, noExpiry)
+				ch, err := u.rotated(key, b, spki, notBefore, expires, noExpiry)
+				if err == nil && key.Protection != keyspec.Software && key.Versions[len(key.Versions)-1].Number != number {
+					return nil, fmt.Errorf("%w: %s was rotated meanwhile", keystore.ErrConflict, name) // what was made is bound to its number
+				}
+				return ch, err
 			})
 			return err
 		})

@@ -347,7 +347,7 @@ func TestLimitedUsesMayWait(t *testing.T) {
 		if _, err := h.metadata(h.store.Load(), "APP/k", h.clock.Now()); err != nil {
 			t.Fatal(err)
 		}
-		_, waits := h.Peek(h.app, "mac", "APP/k")
+		_, waits, _ := h.Peek(h.app, "mac", "APP/k")
 		return waits
 	}
 	if !peek() {

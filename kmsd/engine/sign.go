@@ -2,8 +2,10 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
+	"github.com/kmsd-project/kmsd/enclave"
 	"github.com/kmsd-project/kmsd/keystore/keyspec"
 	"github.com/kmsd-project/kmsd/kmsd/mechanism"
 	"github.com/kmsd-project/kmsd/policy"
@@ -52,7 +54,8 @@ const maxTries = 16
 // may be used, newest first, until check finds nothing wrong.
 func (u *use) tryVersions(check func() error) (Verified, error) {
 	first := check()
-	if first == nil || u.act.ref.Version != 0 {
+	var device *enclave.Error
+	if first == nil || u.act.ref.Version != 0 || errors.As(first, &device) {
 		return u.verified(), first
 	}
 	tried := u.version
@@ -105,34 +108,42 @@ func (e *Engine) MACVerify(ctx context.Context, c *Caller, ref keyspec.Ref, data
 	return v, err
 }
 
-// Peek returns the mechanism of a key that is in the cache, or nil, and whether this use of it may wait for the disk: what it
-// takes to choose a lane.
+// Peek returns what it takes to choose a lane: the mechanism of a key that is in the cache, or nil, whether this use of it may
+// wait for the disk, and for a resident key, in the cache or not, where it is.
 //
 // Invariant: for a key that the caller has no grant for it returns the same as for one that does not exist, since the time
 // that an answer takes depends on the lane.
-func (e *Engine) Peek(c *Caller, op string, name keyspec.Name) (row *mechanism.Row, waits bool) {
+func (e *Engine) Peek(c *Caller, op string, name keyspec.Name) (row *mechanism.Row, waits bool, device keyspec.Protection) {
 	r := policy.Request{Caller: c.facts(), Operation: op, Name: name}
 	if !policy.Decide(e.policy.Load(), &r).Allowed {
-		return nil, false
+		return nil, false, ""
 	}
 	seals := false // and so may have to reserve invocations
 	switch op {
 	case "encrypt", "rewrap", "data_key":
 		seals = true
 	}
-	key, ok := e.keys.peek(name)
-	if !ok {
-		return nil, seals
+	key, cached := e.keys.peek(name)
+	if !cached && e.devices != nil {
+		// Reading the record takes microseconds, and has to be done in any case. A pool that waits for a device would cost all others more.
+		if s, err := e.opened(); err == nil {
+			key, _ = e.metadata(s, name, e.now())
+		}
+	}
+	if key != nil && key.Protection != keyspec.Software {
+		device = key.Protection
+	} else if !cached {
+		return nil, seals, ""
 	}
 	row, err := mechanism.Lookup(key.Algorithm)
 	if err != nil {
-		return nil, false
+		return nil, false, device
 	}
 	waits = key.Durable || key.Limited && e.counters.spent(keyspec.Ref{Name: name})
 	if seals && row.Kind == mechanism.KindAEAD && !waits {
 		waits = e.counters.spent(keyspec.Ref{Name: name, Version: current(key, e.now())})
 	}
-	return row, waits
+	return row, waits, device
 }
 
 // errAEAD says that the key has no cipher.

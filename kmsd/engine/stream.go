@@ -97,6 +97,9 @@ func (s *Stream) encrypt(u *use, aad []byte) error {
 	}
 	h := ciphertext.Header{Format: ciphertext.Stream, Algorithm: u.key.Algorithm, Version: u.version.Number}
 	head, key, err := ciphertext.AppendHead(nil, h, k.AEAD(), aad)
+	if failed := k.Failed(); failed != nil {
+		err = failed
+	}
 	if err != nil {
 		return err
 	}

@@ -193,33 +193,33 @@ func TestUsableVia(t *testing.T) {
 func TestPeekAsksThePolicy(t *testing.T) {
 	h := newHouse(t)
 	h.create("APP/e", keyspec.AES256GCM)
-	if row, waits := h.Peek(h.app, "encrypt", "APP/e"); row != nil || !waits {
+	if row, waits, _ := h.Peek(h.app, "encrypt", "APP/e"); row != nil || !waits {
 		t.Errorf("before the first use the owner sees %v, %v", row, waits)
 	}
-	if _, waits := h.Peek(h.app, "encrypt", "APP/none"); !waits {
+	if _, waits, _ := h.Peek(h.app, "encrypt", "APP/none"); !waits {
 		t.Error("a key that does not exist is told from one that was not used yet")
 	}
 	h.encrypt("APP/e", "x") // the reservation changes the key, which is read again
 	sealed := h.encrypt("APP/e", "x")
-	if row, waits := h.Peek(h.app, "encrypt", "APP/e"); row == nil || waits {
+	if row, waits, _ := h.Peek(h.app, "encrypt", "APP/e"); row == nil || waits {
 		t.Errorf("the owner sees %v, %v", row, waits)
 	}
 	stranger := &Caller{UID: owner + 1}
-	if row, waits := h.Peek(stranger, "encrypt", "APP/e"); row != nil || waits {
+	if row, waits, _ := h.Peek(stranger, "encrypt", "APP/e"); row != nil || waits {
 		t.Errorf("a stranger sees %v, %v", row, waits)
 	}
 	// Who has to reserve invocations waits for the disk; who decrypts does not.
 	h.restart()
 	h.decrypt(h.app, "APP/e", sealed)
-	if _, waits := h.Peek(h.app, "decrypt", "APP/e"); waits {
+	if _, waits, _ := h.Peek(h.app, "decrypt", "APP/e"); waits {
 		t.Error("decryption waits for the disk")
 	}
-	if row, waits := h.Peek(h.app, "encrypt", "APP/e"); row == nil || !waits {
+	if row, waits, _ := h.Peek(h.app, "encrypt", "APP/e"); row == nil || !waits {
 		t.Errorf("the first encryption: %v, %v", row, waits)
 	}
 	h.encrypt("APP/e", "x")
 	h.encrypt("APP/e", "x")
-	if _, waits := h.Peek(h.app, "encrypt", "APP/e"); waits {
+	if _, waits, _ := h.Peek(h.app, "encrypt", "APP/e"); waits {
 		t.Error("every encryption waits for the disk")
 	}
 }

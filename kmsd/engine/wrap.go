@@ -120,9 +120,7 @@ func (e *Engine) Derive(ctx context.Context, c *Caller, ref keyspec.Ref, salt, i
 }
 
 func derivable(row *mechanism.Row, salt, info []byte) error {
-	switch row.Kind {
-	case mechanism.KindAEAD, mechanism.KindHMAC, mechanism.KindHKDF:
-	default:
+	if !row.Symmetric() {
 		return fmt.Errorf("%w: a derived key is symmetric, not %s", ErrInput, row.Algorithm)
 	}
 	if len(salt) > MaxSalt || len(info) > MaxInfo {

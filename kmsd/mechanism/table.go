@@ -126,5 +126,14 @@ func Lookup(a keyspec.Algorithm) (*Row, error) {
 	return nil, fmt.Errorf("%w %q", keyspec.ErrAlgorithm, string(a))
 }
 
+// Symmetric reports whether keys of the row have no public half.
+func (r *Row) Symmetric() bool {
+	switch r.Kind {
+	case KindAEAD, KindHMAC, KindHKDF:
+		return true
+	}
+	return false
+}
+
 // Size returns the length of the algorithm's key material in bytes.
 func (r *Row) Size() int { return r.size }
