@@ -61,7 +61,7 @@ var law = map[string][]string{
 	"kmsd/bench": {},
 
 	// The library and the tool of the outside.
-	"client": {"client/ciphertext", "client/packet", "ipc/proto", "keystore/keyspec", "golang.org/x/crypto/ssh"},
+	"client": {"client/ciphertext", "client/jose", "client/packet", "ipc/proto", "keystore/keyspec", "golang.org/x/crypto/ssh"},
 	"kmsctl": {"client", "client/ciphertext", "client/packet", "ipc/proto", "keystore/keyspec",
 		"keystore", "keystore/secmem", "enclave", "enclave/recovery", "policy", "kmsd/audit", // without a daemon: verify, restore
 		"filippo.io/age", "github.com/spf13/cobra", "golang.org/x/crypto/ssh", "golang.org/x/sys/unix", "golang.org/x/term"},
