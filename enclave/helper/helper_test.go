@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -27,7 +28,7 @@ import (
 // The test binary is also the spawner and, under the name of a real helper, a helper with a fake device.
 func TestMain(m *testing.M) {
 	switch {
-	case filepath.Base(os.Args[0]) == "kmsd-keyring":
+	case filepath.Base(os.Args[0]) == "kmsd-keyring", filepath.Base(os.Args[0]) == "kmsd-pkcs11":
 		server := Server{Opener: testOpener{}}
 		os.Exit(server.Main())
 	case len(os.Args) == 3 && os.Args[1] == "spawner":
@@ -105,8 +106,10 @@ func installTestHelper(t *testing.T, dir string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "kmsd-keyring"), self, 0o755); err != nil {
-		t.Fatal(err)
+	for _, name := range []string{"kmsd-keyring", "kmsd-pkcs11"} {
+		if err := os.WriteFile(filepath.Join(dir, name), self, 0o755); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
@@ -332,13 +335,45 @@ func TestPINReachesTheDriver(t *testing.T) {
 	}
 }
 
-func TestHelperSeesNothingOfOurEnvironment(t *testing.T) {
-	t.Setenv("KMSD_TEST_CANARY", "1")
-	e := newEnclave(t, startSpawner(t), params())
-	pid(t, e)
-	want := "DBUS_SESSION_BUS_ADDRESS=unix:path=/nonexistent"
-	if env := e.Info().Warnings; len(env) != 1 || env[0] != want {
-		t.Errorf("environment %q", env)
+func TestHelperSeesNothingOfOurEnvironmentButItsRow(t *testing.T) {
+	const none = "DBUS_SESSION_BUS_ADDRESS=unix:path=/nonexistent"
+	all := []string{"DBUS_SESSION_BUS_ADDRESS", "XDG_RUNTIME_DIR", "DISPLAY", "WAYLAND_DISPLAY", "SOFTHSM2_CONF"}
+	dir := t.TempDir()
+	installTestHelper(t, dir)
+	full := []string{"unix:path=/run/user/1/bus,guid=00", "/run/user/1", ":0", "wayland-0", "/etc/softhsm2.conf"}
+	for _, test := range []struct {
+		kind   string
+		values []string // of all
+		want   []string
+	}{
+		{"keyring:file", full, []string{none}},
+		{"keyring:file", nil, []string{none}},
+		{"keyring:secret-service", full, []string{"DBUS_SESSION_BUS_ADDRESS=unix:path=/run/user/1/bus,guid=00", "DISPLAY=:0", "WAYLAND_DISPLAY=wayland-0", "XDG_RUNTIME_DIR=/run/user/1"}},
+		{"keyring:secret-service", nil, []string{none}},
+		{"keyring:secret-service", []string{"", "/run/a b"}, []string{"DBUS_SESSION_BUS_ADDRESS=unix:path=/run/a%20b/bus", "XDG_RUNTIME_DIR=/run/a b"}},
+		{"keyring:secret-service", []string{"", "relative"}, []string{none, "XDG_RUNTIME_DIR=relative"}},
+		{"keyring:secret-service", []string{"autolaunch:"}, []string{none}},
+		{"keyring:secret-service", []string{"unixexec:path=/bin/sh"}, []string{none}},
+		{"keyring:secret-service", []string{"unix:path=/a;unixexec:path=/bin/sh"}, []string{none}},
+		{"keyring:secret-service", []string{"tcp:host=example.com,port=1"}, []string{none}},
+		{"pkcs11", full, []string{"SOFTHSM2_CONF=/etc/softhsm2.conf"}},
+		{"pkcs11", nil, nil},
+	} {
+		t.Setenv("KMSD_TEST_CANARY", "1")
+		for i, name := range all {
+			value := ""
+			if i < len(test.values) {
+				value = test.values[i]
+			}
+			t.Setenv(name, value)
+		}
+		e := New(startSpawnerIn(t, dir), Config{Kind: test.kind, Params: params()})
+		pid(t, e)
+		env := slices.Sorted(slices.Values(e.Info().Warnings))
+		if !slices.Equal(env, test.want) {
+			t.Errorf("%s with %q: environment %q, want %q", test.kind, test.values, env, test.want)
+		}
+		e.Close()
 	}
 }
 

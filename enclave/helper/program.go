@@ -6,6 +6,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/kmsd-project/kmsd/enclave"
@@ -15,18 +17,84 @@ import (
 type program struct {
 	kind string   // of enclave
 	file string   // name of the binary
-	env  []string // the whole environment
+	pass []string // what it gets of kmsd's environment, if kmsd has it; all else is set by environment
 }
+
+const (
+	busVariable = "DBUS_SESSION_BUS_ADDRESS"
+	// noBus is a bus that cannot exist. The keyring library dials the session bus when it is imported, and starts a stray dbus-daemon
+	// when it is told of none.
+	noBus = "unix:path=/nonexistent"
+)
 
 // programs returns the table.
 //
-// Invariant: what a helper sees of kmsd's environment is in its row and nothing else.
+// Invariant: what a helper sees of kmsd's environment is in its row and nothing else. There is never a PATH in it.
 func programs() []program {
 	return []program{
-		// The keyring library dials the session bus when it is imported, and starts a stray dbus-daemon when it is told of none. A
-		// bus that cannot exist prevents that.
-		{kind: "keyring:file", file: "kmsd-keyring", env: []string{"DBUS_SESSION_BUS_ADDRESS=unix:path=/nonexistent"}},
+		{kind: "keyring:file", file: "kmsd-keyring"},
+		// The display says that somebody is there to answer the keyring's own prompt.
+		{kind: "keyring:secret-service", file: "kmsd-keyring", pass: []string{busVariable, "XDG_RUNTIME_DIR", "DISPLAY", "WAYLAND_DISPLAY"}},
+		{kind: "pkcs11", file: "kmsd-pkcs11", pass: []string{"SOFTHSM2_CONF"}},
 	}
+}
+
+// environment returns the whole environment of the helper, out of our own.
+func (p program) environment() []string {
+	env := []string{} // not nil: that would be all of ours
+	for _, name := range p.pass {
+		if value := os.Getenv(name); value != "" && name != busVariable {
+			env = append(env, name+"="+value)
+		}
+	}
+	switch {
+	case slices.Contains(p.pass, busVariable):
+		env = append(env, busVariable+"="+sessionBus())
+	case p.file == "kmsd-keyring":
+		env = append(env, busVariable+"="+noBus)
+	}
+	return env
+}
+
+// sessionBus returns the address of the user's bus: the one kmsd was told of, or the one in its place. Addresses that have a program
+// started (unixexec, autolaunch) or leave the machine (tcp) are none. D-Bus specification, section "Server Addresses".
+func sessionBus() string {
+	address, dir := os.Getenv(busVariable), os.Getenv("XDG_RUNTIME_DIR")
+	switch {
+	case strings.HasPrefix(address, "unix:") && !strings.Contains(address, ";"):
+		return address
+	case address == "" && filepath.IsAbs(dir):
+		return "unix:path=" + escapeBus(filepath.Join(dir, "bus"))
+	}
+	return noBus
+}
+
+// escapeBus escapes a path for an address.
+func escapeBus(path string) string {
+	var b strings.Builder
+	for _, c := range []byte(path) {
+		switch {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', strings.IndexByte("-_/.\\*", c) >= 0:
+			b.WriteByte(c)
+		default:
+			fmt.Fprintf(&b, "%%%02x", c)
+		}
+	}
+	return b.String()
+}
+
+// passed returns the part of our environment that any helper may get, which is the whole environment of the spawner.
+func passed() []string {
+	env := []string{}
+	seen := map[string]bool{}
+	for _, p := range programs() {
+		for _, name := range p.pass {
+			if value := os.Getenv(name); value != "" && !seen[name] {
+				env, seen[name] = append(env, name+"="+value), true
+			}
+		}
+	}
+	return env
 }
 
 func programFor(kind string) (program, error) {

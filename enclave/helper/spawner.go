@@ -65,7 +65,7 @@ func StartSpawner(c SpawnerConfig) (*Spawner, error) {
 		return nil, err
 	}
 	cmd := exec.Command(c.Command[0], c.Command[1:]...)
-	cmd.Env = []string{}
+	cmd.Env = passed()
 	cmd.Dir = "/"
 	cmd.Stderr = os.Stderr
 	cmd.ExtraFiles = []*os.File{theirs}
@@ -289,7 +289,7 @@ func (n *nursery) start(kind string) (*os.File, uint32, error) {
 	cmd := &exec.Cmd{
 		Path:        path,
 		Args:        []string{p.file},
-		Env:         p.env,
+		Env:         p.environment(),
 		Dir:         "/",
 		Stderr:      os.Stderr,
 		ExtraFiles:  []*os.File{theirs},
