@@ -39,6 +39,11 @@ type preparedChange struct {
 	bump     bool
 }
 
+// bumps reports whether an older copy of the store would undo what must not be undone.
+func (p *prepared) bumps() bool {
+	return slices.ContainsFunc(p.changes, func(c preparedChange) bool { return c.bump })
+}
+
 func (p *prepared) wipe() {
 	for i := range p.changes {
 		for j := range p.changes[i].entries {
@@ -68,6 +73,9 @@ func (s *Store) Apply(ctx context.Context, c Commit) error {
 	err = s.submit(&job{commit: p})
 	if dup := (*duplicate)(nil); errors.As(err, &dup) {
 		return s.explain(dup)
+	}
+	if err == nil && p.bumps() {
+		s.cover(ctx)
 	}
 	return err
 }

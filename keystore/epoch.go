@@ -61,13 +61,11 @@ func (s *Store) finishEpoch(ctx context.Context, p *Progress) error {
 			return err
 		}
 	}
-	return s.submit(&job{run: func() error {
-		return s.changeHeader(func(h *header, k *secrets) error {
-			k.epochs = slices.Clip(k.epochs[:1])
-			h.epochs = h.epochs[:1]
-			return nil
-		})
-	}})
+	return s.alter(ctx, func(h *header, k *secrets) error {
+		k.epochs = slices.Clip(k.epochs[:1])
+		h.epochs = h.epochs[:1]
+		return nil
+	})
 }
 
 // resealSome writes some leaves again, under the current epoch key, and moves the cursor. It runs on the writer goroutine.

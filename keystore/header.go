@@ -43,6 +43,7 @@ type header struct {
 	nextSlot    uint32
 	epochs      []wrappedEpoch // the current one first, then the previous one while a rotation runs
 	lifetime    [wrapSize]byte
+	counter     *binding // to a counter that tells old copies, nil for none; never modified, but replaced
 	escrow      []string
 	backupsMade uint64   // ever, so that it shows when some are no longer listed
 	backups     []Backup // the last ones, oldest first
@@ -85,6 +86,7 @@ func (h *header) encode(root []byte) []byte {
 		e.raw(w.key[:])
 	}
 	e.raw(h.lifetime[:])
+	h.counter.encode(e)
 	e.u8(uint8(len(h.escrow)))
 	for _, r := range h.escrow {
 		e.str16(r)
@@ -199,6 +201,7 @@ func decodeHeader(b []byte) (*header, error) {
 		h.epochs = append(h.epochs, w)
 	}
 	d.fixed(h.lifetime[:])
+	h.counter = decodeBinding(d)
 	n = int(d.u8())
 	if n > maxEscrow {
 		d.fail(errors.New("has too many escrow recipients"))

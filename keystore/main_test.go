@@ -21,7 +21,7 @@ import (
 // The tests run this binary again in other roles.
 const (
 	roleVariable = "KEYSTORE_TEST_ROLE"
-	roleWriter   = "writer"   // changes the store in $1 until it is killed, or $2 operations, and says what was acknowledged
+	roleWriter   = "writer"   // changes the store in $1 until it is killed, or $2 operations, and says what was acknowledged; its counter shows $3
 	roleExaminer = "examiner" // examines the stores named on standard input
 	roleCheck    = "check"    // CheckMain
 	roleFull     = "full"     // runs out of space for its files
@@ -33,7 +33,8 @@ func TestMain(m *testing.M) {
 		os.Exit(m.Run())
 	case roleWriter:
 		n, _ := strconv.Atoi(os.Args[2])
-		writerMain(os.Args[1], n)
+		count, _ := strconv.ParseUint(os.Args[3], 10, 64)
+		writerMain(os.Args[1], n, printedCounter(count))
 	case roleExaminer:
 		examinerMain()
 	case roleFull:
@@ -68,10 +69,10 @@ func childConfig(dir string) Config {
 
 // writerMain makes keys from several goroutines, so that commits share transactions, rotates and destroys some, and renews root and
 // epoch now and then. After each it writes a line that says so.
-func writerMain(dir string, limit int) {
+func writerMain(dir string, limit int, counter *testCounter) {
 	s, err := Open(context.Background(), childConfig(dir))
 	if err == nil {
-		err = s.Unlock(context.Background(), 1, testSecret(1))
+		err = s.UnlockWith(context.Background(), 1, testSecret(1), UnlockOptions{Counter: counter})
 	}
 	if err != nil {
 		fmt.Println("failed", err)
@@ -146,10 +147,36 @@ func writerMain(dir string, limit int) {
 	wg.Wait()
 }
 
+// printedCounter is a counter that writes each new number to standard output, which is what makes the number hold.
+func printedCounter(value uint64) *testCounter {
+	c := &testCounter{value: value}
+	c.after = func() error {
+		_, err := fmt.Fprintf(os.Stdout, "%s%d\n", counterLine, c.value)
+		return err
+	}
+	return c
+}
+
+// counterLine begins a line that says what the counter shows from then on.
+const counterLine = "counter "
+
+// lastCount is what the counter shows after these lines, if before them it showed count.
+func lastCount(lines []string, count uint64) uint64 {
+	for _, line := range lines {
+		if text, ok := strings.CutPrefix(line, counterLine); ok {
+			count, _ = strconv.ParseUint(text, 10, 64)
+		}
+	}
+	return count
+}
+
 // acknowledged checks that everything in the list is in the store.
 func acknowledged(s *Store, list []string) error {
 	for _, line := range list {
 		what, name, _ := strings.Cut(line, " ")
+		if what+" " == counterLine {
+			continue
+		}
 		if err := keyError(s, name, 32); err != nil {
 			return fmt.Errorf("%s: %w", line, err)
 		}
@@ -169,7 +196,7 @@ func acknowledged(s *Store, list []string) error {
 	return nil
 }
 
-// examinerMain reads "directory file-with-acknowledged-lines number-of-lines" and answers each with a line: "ok", "refused: reason",
+// examinerMain reads "directory file-with-acknowledged-lines number-of-lines counter" and answers each with a line: "ok", "refused: reason",
 // or "LOST: reason". It may use 512 MiB.
 func examinerMain() {
 	var path string
@@ -178,7 +205,8 @@ func examinerMain() {
 	for in.Scan() {
 		var dir, acks string
 		var n int
-		fmt.Sscan(in.Text(), &dir, &acks, &n)
+		var count uint64
+		fmt.Sscan(in.Text(), &dir, &acks, &n, &count)
 		path = dir + "/" + databaseFile
 		if !limited {
 			if err := limitMemory(path); err != nil {
@@ -187,11 +215,11 @@ func examinerMain() {
 			}
 			limited = true // the time is per image, the parent watches it
 		}
-		fmt.Println(examine(dir, acks, n))
+		fmt.Println(examine(dir, acks, n, count))
 	}
 }
 
-func examine(dir, acks string, n int) string {
+func examine(dir, acks string, n int, count uint64) string {
 	oneLine := func(err error) string { return strings.ReplaceAll(err.Error(), "\n", " ") }
 	s, err := Open(context.Background(), childConfig(dir))
 	if err != nil {
@@ -199,7 +227,7 @@ func examine(dir, acks string, n int) string {
 	}
 	defer s.config.Arena.Close()
 	defer s.Close()
-	if err := s.Unlock(context.Background(), 1, testSecret(1)); err != nil {
+	if err := s.UnlockWith(context.Background(), 1, testSecret(1), UnlockOptions{Counter: &testCounter{value: count}}); err != nil {
 		return "refused: " + oneLine(err)
 	}
 	b, err := os.ReadFile(acks)

@@ -103,7 +103,7 @@ func crashImage(base disk, ops []diskOp, at int, ignored bool, rnd *rand.Rand) d
 
 func TestPowerFailureLosesNothingAcknowledged(t *testing.T) {
 	t.Parallel()
-	s := newStore(t)
+	s, c := boundStore(t)
 	dir := s.config.Dir
 	// Nearly as much as the file holds at first, so that it has to grow while it is recorded.
 	mustApply(t, s, testKey("app0", keyspec.Ed25519, 32))
@@ -125,7 +125,7 @@ func TestPowerFailureLosesNothingAcknowledged(t *testing.T) {
 		}
 		base.names[name], names[name], base.files[i] = i, i, b
 	}
-	ops := record(t, dir, names, roleWriter, dir, fmt.Sprint(scaled(150, 50)))
+	ops := record(t, dir, names, roleWriter, dir, fmt.Sprint(scaled(150, 50)), fmt.Sprint(c.now()))
 	var acks []string
 	count := map[string]int{}
 	first := 0
@@ -166,7 +166,7 @@ func TestPowerFailureLosesNothingAcknowledged(t *testing.T) {
 				}
 			}
 			image := crashImage(base, ops, at, ignored, rnd)
-			result := e.examine(image, acked)
+			result := e.examine(image, acked, lastCount(acks[:acked], c.now()))
 			kind, _, _ := strings.Cut(result, ":")
 			results[kind]++
 			if strings.Contains(result, errWrongAnswer.Error()) || !ignored && kind != "ok" {
@@ -228,7 +228,7 @@ func (e *examiner) stop() {
 	}
 }
 
-func (e *examiner) examine(d disk, acked int) string {
+func (e *examiner) examine(d disk, acked int, count uint64) string {
 	dir, err := os.MkdirTemp(e.t.TempDir(), "image")
 	if err != nil {
 		e.t.Fatal(err)
@@ -242,7 +242,7 @@ func (e *examiner) examine(d disk, acked int) string {
 	if e.in == nil {
 		e.start()
 	}
-	fmt.Fprintln(e.in, dir, e.acks, acked)
+	fmt.Fprintln(e.in, dir, e.acks, acked, count)
 	select {
 	case result, ok := <-e.out:
 		if !ok || strings.HasPrefix(result, "died") {

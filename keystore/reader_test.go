@@ -35,6 +35,11 @@ func TestFormatDocumentIsEnough(t *testing.T) {
 		epochs[n] = r.take(60)
 	}
 	lifetime := r.take(60)
+	if r.uint(1) == 1 { // bound to a counter
+		r.take(16)
+		r.bytes(2)
+		r.take(8)
+	}
 	for range r.uint(1) {
 		r.bytes(2)
 	}

@@ -26,15 +26,13 @@ func (s *Store) AddSlot(ctx context.Context, n NewSlot) (Slot, error) {
 		return Slot{}, err
 	}
 	var added Slot
-	err := s.submit(&job{run: func() error {
-		return s.changeHeader(func(h *header, k *secrets) error {
-			record, err := h.addSlot(n, k, s.config.now())
-			if err == nil {
-				added = record.Slot
-			}
-			return err
-		})
-	}})
+	err := s.alter(ctx, func(h *header, k *secrets) error {
+		record, err := h.addSlot(n, k, s.config.now())
+		if err == nil {
+			added = record.Slot
+		}
+		return err
+	})
 	if err != nil {
 		return Slot{}, err
 	}
@@ -48,23 +46,21 @@ func (s *Store) RemoveSlot(ctx context.Context, id uint32) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	return s.submit(&job{run: func() error {
-		return s.changeHeader(func(h *header, k *secrets) error {
-			if h.slot(id) == nil {
-				return fmt.Errorf("%w: %d", ErrNoSlot, id)
+	return s.alter(ctx, func(h *header, k *secrets) error {
+		if h.slot(id) == nil {
+			return fmt.Errorf("%w: %d", ErrNoSlot, id)
+		}
+		if len(h.slots) == 1 {
+			return ErrLastSlot
+		}
+		h.slots = slices.DeleteFunc(h.slots, func(r slotRecord) bool { return r.ID == id })
+		if len(h.epochs) == 1 {
+			if err := s.addEpoch(h, k); err != nil {
+				return err
 			}
-			if len(h.slots) == 1 {
-				return ErrLastSlot
-			}
-			h.slots = slices.DeleteFunc(h.slots, func(r slotRecord) bool { return r.ID == id })
-			if len(h.epochs) == 1 {
-				if err := s.addEpoch(h, k); err != nil {
-					return err
-				}
-			}
-			return s.newRoot(h, k)
-		})
-	}})
+		}
+		return s.newRoot(h, k)
+	})
 }
 
 // RotateRoot gives the store a new root key. It is sealed to the public keys of the slots, so no device is needed. The change is the
@@ -73,7 +69,7 @@ func (s *Store) RotateRoot(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	return s.submit(&job{run: func() error { return s.changeHeader(s.newRoot) }})
+	return s.alter(ctx, s.newRoot)
 }
 
 // newRoot makes a new root key, seals it to every slot and wraps the other keys under it.
@@ -111,6 +107,15 @@ func (h *header) wrapAll(k *secrets) {
 	for _, e := range k.epochs {
 		h.epochs = append(h.epochs, wrappedEpoch{e.number, h.wrap(root, e.key.Bytes(), "epoch", e.number)})
 	}
+}
+
+// alter changes the header in a way that an older copy of the files must not undo.
+func (s *Store) alter(ctx context.Context, change func(*header, *secrets) error) error {
+	err := s.submit(&job{run: func() error { return s.changeHeader(change) }})
+	if err == nil {
+		s.cover(ctx)
+	}
+	return err
 }
 
 // changeHeader replaces the header by a changed copy of the next generation, then the secrets by those that belong to it, and lets

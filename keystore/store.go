@@ -47,6 +47,8 @@ type Store struct {
 	snapshot atomic.Pointer[head] // the state of the last commit; nil while locked
 	commitMu sync.RWMutex         // held for writing from the start of a transaction until its state is the snapshot
 
+	rollback rollback
+
 	jobs    chan *job
 	quit    chan struct{}
 	stopped chan struct{}
@@ -106,6 +108,7 @@ type Info struct {
 	Backups        []Backup // the last ones made of the store, and the one it was restored from, oldest first
 	Damaged        uint64   // reads that met damage since Open
 	Rollback       string   // whether the replacement of all files by an older copy would be noticed
+	Counter        string   // the location of the device whose counter tells, empty for none
 	Warnings       []string
 }
 
@@ -291,7 +294,8 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	}
 	s := &Store{
 		config: c, storeID: h.storeID, cache: newNodeCache(), db: db, unclean: unclean, dirty: unclean,
-		jobs: make(chan *job, 256), quit: make(chan struct{}), stopped: make(chan struct{}),
+		rollback: rollback{turn: make(chan struct{}, 1)},
+		jobs:     make(chan *job, 256), quit: make(chan struct{}), stopped: make(chan struct{}),
 	}
 	s.header.Store(h)
 	go s.write()
@@ -300,8 +304,19 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 
 // Unlock opens the store with a slot's secret. It returns ErrNoSlot, ErrSecret if the secret is not the slot's, ErrDamaged if header
 // and database do not authenticate, ErrForeign if they are of a store that the slot was not enrolled for, and ErrRollback if they do
-// not belong together. Unlocking an unlocked store checks the secret.
+// not belong together. A store that is bound to a counter takes UnlockWith. Unlocking an unlocked store checks the secret.
 func (s *Store) Unlock(ctx context.Context, slot uint32, secret []byte) error {
+	return s.UnlockWith(ctx, slot, secret, UnlockOptions{})
+}
+
+// UnlockWith is Unlock for a store that may be bound to a counter. It returns ErrRollback also when the counter says that the files
+// are an old copy, and ErrCounterAbsent when the counter cannot be asked, in which case a copy cannot be told from the original.
+func (s *Store) UnlockWith(ctx context.Context, slot uint32, secret []byte, o UnlockOptions) error {
+	// The header must not change between its comparison with the counter and its use.
+	if err := s.rollback.take(ctx); err != nil {
+		return err
+	}
+	defer s.rollback.release()
 	b, h, err := readHeader(s.config.Dir)
 	if err != nil {
 		return err
@@ -319,9 +334,16 @@ func (s *Store) Unlock(ctx context.Context, slot uint32, secret []byte) error {
 		keys.free()
 		return nil
 	}
-	if err := s.adopt(h, keys); err != nil {
+	if err = s.checkCounter(ctx, h, o); err == nil {
+		err = s.adopt(h, keys)
+	}
+	if err != nil {
 		keys.free()
 		return err
+	}
+	s.rollback.wanted.Add(1)
+	if err := s.advance(ctx); err != nil {
+		s.config.log().Warn("the rollback counter does not cover the unlocking", "error", err)
 	}
 	return nil
 }
@@ -486,8 +508,9 @@ func (s *Store) Info() Info {
 	info := Info{
 		StoreID: h.storeID, InstanceID: h.instanceID, Created: h.created, Locked: true, Escrow: append([]string(nil), h.escrow...),
 		Generation: h.generation, Epoch: h.epochs[0].number, EpochRotating: len(h.epochs) > 1,
-		Unclean: s.unclean, Backups: slices.Clone(h.backups), Damaged: s.damaged.Load(), Rollback: "not detectable",
+		Unclean: s.unclean, Backups: slices.Clone(h.backups), Damaged: s.damaged.Load(),
 	}
+	s.rollback.describe(h.counter, &info)
 	if state := s.snapshot.Load(); state != nil {
 		info.Locked = false
 		info.Keys = state.keys
