@@ -85,13 +85,13 @@ func (c *Client) Call(ctx context.Context, op string, params, result proto.Messa
 	if result == nil {
 		result = &proto.Empty{}
 	}
-	repeatable := isRepeatable(op) || o != nil && len(o.RequestKey) > 0
 	var r retry
 	for {
 		err := c.once(ctx, op, params, result, o)
 		if err == nil {
 			return nil
 		}
+		repeatable := isRepeatable(op) || o != nil && len(o.RequestKey) > 0
 		if again, err := r.next(ctx, c.options, err, repeatable); !again {
 			return err
 		}
@@ -114,7 +114,7 @@ func (c *Client) connection(ctx context.Context) (*conn, error) {
 	if closed {
 		return nil, ErrClosed
 	}
-	if cn != nil && !cn.failed() {
+	if cn != nil && !cn.over.Load() {
 		return cn, nil
 	}
 	if _, ok := ctx.Deadline(); !ok {
@@ -139,7 +139,7 @@ func (c *Client) connect(ctx context.Context) (*conn, error) {
 	if closed {
 		return nil, ErrClosed
 	}
-	if cn != nil && !cn.failed() { // another goroutine was faster
+	if cn != nil && !cn.over.Load() { // another goroutine was faster
 		return cn, nil
 	}
 	var d net.Dialer

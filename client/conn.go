@@ -9,7 +9,9 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/kmsd-project/kmsd/ipc/proto"
@@ -22,66 +24,85 @@ import (
 type conn struct {
 	nc      net.Conn
 	timeout time.Duration
+	born    time.Time // the times below are durations since then, which are cheaper to ask for
 	server  Server
-	slots   chan struct{} // one token for each request in flight
+	over    atomic.Bool // err is set
 
-	mu      sync.Mutex
-	err     error // once set, the connection is over
-	nextID  uint64
-	pending map[uint64]*call
-	waiting int    // calls in pending whose caller is in wait
-	reading bool   // somebody has the role of the reader
-	writing bool   // somebody has the role of the writer
-	batch   uint64 // number of the next write, from 1
-	out     []byte // frames for the next write
-	spare   []byte // its other buffer
+	mu       sync.Mutex
+	err      error // once set, the connection is over
+	nextID   uint64
+	pending  map[uint64]*call
+	limit    int             // requests that may be in flight,
+	inFlight int             // that are,
+	turns    []chan struct{} // and callers that wait to send theirs, the first one first
+	waiting  int             // calls in pending whose caller is in wait
+	reader   *call           // the call whose caller has the role of the reader
+	watching bool            // sweep will run
+	watch    *time.Timer     // for it
+	writing  bool            // somebody has the role of the writer
+	batch    uint64          // number of the next write, from 1
+	out      []byte          // frames for the next write,
+	hole     proto.Hole      // and what belongs into that of the writer without a copy
+	spare    []byte          // its other buffer
+	bodies   [][]byte        // buffers for large frames
 
 	// Owned by the reader.
-	in       []byte // received bytes from start on
-	start    int
-	large    bool      // the last frame was larger than keepSize
-	full     bool      // the last read filled its space
-	deadline time.Time // the read deadline that is set
+	in      []byte   // received bytes from start on
+	start   int      //
+	body    []byte   // the part of a large frame that has come; its capacity is the whole
+	full    bool     // the last read filled its space
+	arrived []answer // of deliver
 
-	writeDeadline time.Time // owned by the writer
+	wrote time.Duration // when the write deadline was set; owned by the writer
 }
 
 // call is one request in flight.
 type call struct {
 	id       uint64
-	response proto.Response
+	answer   answer
 	err      error
-	done     bool   // response or err is set; guarded by conn.mu
-	waits    bool   // its caller is in wait; guarded by conn.mu
-	slot     bool   // it holds a token of conn.slots
-	internal bool   // nobody waits for the answer
-	bind     bool   // and it is that of bind
-	batch    uint64 // the write that its frame goes with,
-	end      int    // and where in it the frame ends
+	settled  atomic.Bool   // answer or err is set
+	late     atomic.Bool   // the time it may take has passed
+	until    time.Duration // when that will be; 0: the context of the caller says so. Guarded by conn.mu
+	waits    bool          // its caller is in wait; guarded by conn.mu
+	placed   bool          // it counts as in flight
+	internal bool          // nobody waits for the answer
+	bind     bool          // and it is that of bind
+	batch    uint64        // the write that its frame goes with,
+	end      int           // and where in it the frame ends
 	wake     chan struct{}
-	timer    *time.Timer
 }
 
-var calls = sync.Pool{New: func() any {
-	timer := time.NewTimer(time.Hour)
-	timer.Stop()
-	return &call{wake: make(chan struct{}, 1), timer: timer}
-}}
+// answer is a response and the frame whose memory it keeps.
+type answer struct {
+	proto.Response
+	frame []byte
+}
+
+var calls = sync.Pool{New: func() any { return &call{wake: make(chan struct{}, 1)} }}
 
 // errNotSent says that the daemon cannot have seen the whole request.
 var errNotSent = errors.New("connection lost before the request was sent")
 
 const (
-	readSize     = 16 << 10  // free space for one read,
+	readSize     = 16 << 10  // room for one read,
 	fullReadSize = 64 << 10  // and while answers come faster than they are read
-	keepSize     = 128 << 10 // a buffer larger than this is kept only while it is needed
+	largeFrame   = 64 << 10  // a frame longer than this gets a buffer of its own, which is the frame's memory,
+	maxBodies    = 2         // of which so many are kept for the next ones
+	keepSize     = 128 << 10 // a write buffer larger than this is kept only while it is needed
 	minInFlight  = 1
 	fullInFlight = 4096
 )
 
 func newConn(nc net.Conn, timeout time.Duration) *conn {
-	return &conn{nc: nc, timeout: timeout, batch: 1, pending: make(map[uint64]*call), slots: make(chan struct{}, minInFlight)}
+	cn := &conn{nc: nc, timeout: timeout, born: time.Now(), batch: 1, pending: make(map[uint64]*call), limit: minInFlight}
+	cn.watch = time.AfterFunc(time.Hour, cn.sweep)
+	cn.watch.Stop()
+	return cn
 }
+
+// now is the time since the connection was made.
+func (cn *conn) now() time.Duration { return time.Since(cn.born) }
 
 // hello introduces the client and queues bind, to be written together with the first request.
 func (cn *conn) hello(ctx context.Context, name string) error {
@@ -102,7 +123,9 @@ func (cn *conn) hello(ctx context.Context, name string) error {
 		Name: reply.Server, Version: reply.Version, Features: reply.Features, Limits: reply.Limits,
 		Identity: reply.Identity, PolicyEpoch: reply.PolicyEpoch,
 	}
-	cn.slots = make(chan struct{}, min(max(int(reply.Limits.InFlight), minInFlight), fullInFlight))
+	cn.mu.Lock()
+	cn.limit = min(max(int(reply.Limits.InFlight), minInFlight), fullInFlight)
+	cn.mu.Unlock()
 	return cn.post(proto.OpBind, &proto.Bind{Nonce: reply.Nonce})
 }
 
@@ -115,7 +138,7 @@ func (cn *conn) call(ctx context.Context, op string, params, result proto.Messag
 	return cn.receive(ctx, cl, result)
 }
 
-// send sends a request and returns without waiting for the answer; receive must follow.
+// send sends a request and returns without waiting for the answer; receive must follow. Params may be changed afterwards.
 func (cn *conn) send(ctx context.Context, op string, params proto.Message, o *proto.Options) (*call, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -127,23 +150,19 @@ func (cn *conn) send(ctx context.Context, op string, params proto.Message, o *pr
 	if deadline, ok := ctx.Deadline(); ok && options.DeadlineMS == 0 {
 		options.DeadlineMS = uint64(max(time.Until(deadline).Milliseconds(), 1))
 	}
-	if err := cn.acquire(ctx); err != nil {
+	cn.mu.Lock()
+	defer cn.mu.Unlock()
+	if err := cn.place(ctx); err != nil {
 		return nil, err
 	}
 	cl := calls.Get().(*call)
-	cl.slot = true
-
-	cn.mu.Lock()
-	err := cn.enqueue(cl, op, params, &options)
-	if err == nil {
-		cn.write()
-	}
-	cn.mu.Unlock()
-	if err != nil {
-		<-cn.slots
-		calls.Put(cl)
+	cl.placed = true
+	if err := cn.enqueue(cl, op, params, &options, !cn.writing); err != nil {
+		cn.leave()
+		cl.release()
 		return nil, err
 	}
+	cn.write()
 	return cl, nil
 }
 
@@ -151,7 +170,7 @@ func (cn *conn) send(ctx context.Context, op string, params proto.Message, o *pr
 func (cn *conn) post(op string, params proto.Message) error {
 	cn.mu.Lock()
 	defer cn.mu.Unlock()
-	return cn.enqueue(&call{internal: true, bind: op == proto.OpBind}, op, params, nil)
+	return cn.enqueue(&call{internal: true, bind: op == proto.OpBind}, op, params, nil, false)
 }
 
 // flush writes what is queued.
@@ -162,21 +181,27 @@ func (cn *conn) flush() error {
 	return cn.err
 }
 
-// enqueue appends a request to the frames for the writer. The caller holds mu.
-func (cn *conn) enqueue(cl *call, op string, params proto.Message, o *proto.Options) error {
+// enqueue appends a request to the frames for the writer. With apart, a long field is not copied: the caller must become the
+// writer before it releases mu, which it holds.
+func (cn *conn) enqueue(cl *call, op string, params proto.Message, o *proto.Options, apart bool) (err error) {
 	if cn.err != nil {
 		return cn.lost(errNotSent)
 	}
 	cn.nextID++
 	cl.id = cn.nextID
-	out, err := proto.AppendRequest(cn.out, cl.id, op, params, o)
+	out, hole := cn.out, cn.hole
+	if apart {
+		out, hole, err = proto.AppendRequestAround(out, cl.id, op, params, o)
+	} else {
+		out, err = proto.AppendRequest(out, cl.id, op, params, o)
+	}
 	if errors.Is(err, proto.ErrTooLarge) {
 		return fmt.Errorf("%s: %w: %w", op, ErrTooLarge, err)
 	} else if err != nil {
 		return fmt.Errorf("%s: %w", op, err)
 	}
-	cn.out = out
-	cl.batch, cl.end = cn.batch, len(out)
+	cn.out, cn.hole = out, hole
+	cl.batch, cl.end = cn.batch, len(out)+len(hole.Data)
 	cn.pending[cl.id] = cl
 	return nil
 }
@@ -195,101 +220,107 @@ func (cn *conn) write() {
 		cn.mu.Lock()
 	}
 	for len(cn.out) > 0 && cn.err == nil {
-		frames := cn.out
-		cn.out, cn.spare = cn.spare[:0], nil
+		frames, hole := cn.out, cn.hole
+		cn.out, cn.spare, cn.hole = cn.spare[:0], nil, proto.Hole{}
 		cn.batch++
 		cn.mu.Unlock()
-		n, err := cn.writeAll(frames)
+		n, err := cn.writeAll(frames, hole)
 		cn.mu.Lock()
-		if cap(frames) <= keepSize || len(frames) > keepSize { // a large buffer stays while large frames come
+		if cap(frames) <= keepSize {
 			cn.spare = frames[:0]
 		}
 		if err != nil {
-			cn.end(err, cn.batch-1, n)
+			cn.end(err, cn.batch-1, int(n))
 		}
 	}
+	cn.hole = proto.Hole{}
 	cn.writing = false
 }
 
-func (cn *conn) writeAll(b []byte) (int, error) {
+func (cn *conn) writeAll(frames []byte, hole proto.Hole) (int64, error) {
 	// A daemon that does not read for this long is as good as gone.
-	now := time.Now()
-	if until := cn.writeDeadline.Sub(now); until < cn.timeout/2 {
-		cn.writeDeadline = now.Add(cn.timeout)
-		if err := cn.nc.SetWriteDeadline(cn.writeDeadline); err != nil {
+	if now := cn.now(); cn.wrote == 0 || now-cn.wrote > cn.timeout/2 {
+		cn.wrote = now
+		if err := cn.nc.SetWriteDeadline(cn.born.Add(now + cn.timeout)); err != nil {
 			return 0, err
 		}
 	}
-	return cn.nc.Write(b)
+	if hole.Data == nil {
+		n, err := cn.nc.Write(frames)
+		return int64(n), err
+	}
+	parts := net.Buffers{frames[:hole.At], hole.Data, frames[hole.At:]}
+	return parts.WriteTo(cn.nc)
 }
 
 // receive waits for the answer of cl and decodes it into result, whose byte fields keep the memory of the answer.
 func (cn *conn) receive(ctx context.Context, cl *call, result proto.Message) error {
-	if err := cn.wait(ctx, cl); err != nil {
-		return err
-	}
-	response, err := cl.response, cl.err
-	cl.release()
-	if err != nil {
-		return err
-	}
-	if response.Err != nil {
-		return response.Err
-	}
-	if err := proto.DecodeReply(response.Result, result); err != nil {
-		return fmt.Errorf("%w: %w", ErrProtocol, err)
-	}
-	return nil
+	_, err := cn.receiveFrame(ctx, cl, result)
+	return err
 }
 
-// wait returns nil when cl is done. After an error cl is no longer the caller's.
-func (cn *conn) wait(ctx context.Context, cl *call) error {
-	deadline := time.Now().Add(cn.timeout)
-	fromContext := false
-	if d, ok := ctx.Deadline(); ok {
-		deadline, fromContext = d, true
+// receiveFrame is receive for a caller that may give that memory back, by recycle.
+func (cn *conn) receiveFrame(ctx context.Context, cl *call, result proto.Message) (frame []byte, err error) {
+	if err := cn.wait(ctx, cl); err != nil {
+		return nil, err
 	}
-	timed := false
+	a, err := cl.answer, cl.err
+	cl.release()
+	switch {
+	case err != nil:
+		return nil, err
+	case a.Err != nil:
+		return nil, a.Err
+	}
+	if err := proto.DecodeReply(a.Result, result); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrProtocol, err)
+	}
+	return a.frame, nil
+}
+
+// wait returns nil when cl is settled. After an error cl is no longer the caller's.
+func (cn *conn) wait(ctx context.Context, cl *call) error {
 	cn.mu.Lock()
+	if _, limited := ctx.Deadline(); !limited && !cl.settled.Load() {
+		cn.limitTime(cl)
+	}
 	cl.waits = true
 	cn.waiting++
-	for !cl.done {
+	for !cl.settled.Load() {
 		if err := ctx.Err(); err != nil {
 			return cn.abandon(cl, err)
 		}
-		if !time.Now().Before(deadline) {
-			if fromContext {
-				return cn.abandon(cl, context.DeadlineExceeded)
-			}
+		if cl.late.Load() {
 			return cn.abandon(cl, fmt.Errorf("no answer in %v: %w", cn.timeout, context.DeadlineExceeded))
 		}
-		if !cn.reading {
-			cn.reading = true
+		if cn.reader == nil {
+			cn.reader = cl
 			cn.mu.Unlock()
-			cn.read(ctx, cl, deadline)
+			cn.read(ctx, cl)
 			cn.mu.Lock()
-			cn.reading = false
+			cn.reader = nil
 			continue
 		}
 		cn.mu.Unlock()
-		if !timed {
-			cl.timer.Reset(time.Until(deadline))
-			timed = true
+		if done := ctx.Done(); done == nil {
+			<-cl.wake
+		} else {
+			select {
+			case <-cl.wake:
+			case <-done:
+			}
 		}
-		select {
-		case <-cl.wake:
-		case <-cl.timer.C:
-		case <-ctx.Done():
+		if cl.settled.Load() {
+			return nil // whoever settled it reads on, or has woken the next reader
 		}
 		cn.mu.Lock()
 	}
-	cl.waits = false
-	cn.waiting--
+	if cl.waits {
+		cl.waits = false
+		cn.waiting--
+	}
 	cn.handOver()
 	cn.mu.Unlock()
-	if timed {
-		cl.timer.Stop()
-	}
 	return nil
 }
 
@@ -298,22 +329,60 @@ func (cn *conn) abandon(cl *call, err error) error {
 	cl.waits = false
 	cn.waiting--
 	delete(cn.pending, cl.id)
-	if cl.slot {
-		<-cn.slots
+	if cl.placed {
+		cn.leave()
 	}
 	cn.handOver()
 	// Best effort: the daemon stops what it can, and its answer is dropped like that of the request.
-	if cn.enqueue(&call{internal: true}, proto.OpCancel, &proto.Cancel{ID: cl.id}, nil) == nil {
+	if cn.enqueue(&call{internal: true}, proto.OpCancel, &proto.Cancel{ID: cl.id}, nil, false) == nil {
 		go func() { _ = cn.flush() }() // the caller shall not wait for a daemon that does not read
 	}
 	cn.mu.Unlock()
-	cl.timer.Stop()
-	return err // cl does not go back to the pool: a late wake may still be in its channel
+	return err // cl does not go back to the pool: somebody may be about to wake it
 }
+
+// limitTime lets cl wait for an answer no longer than timeout. One timer serves all calls: since they all have the same
+// time, it is set for the oldest. The caller holds mu.
+func (cn *conn) limitTime(cl *call) {
+	cl.until = cn.now() + cn.timeout
+	if !cn.watching {
+		cn.watching = true
+		cn.watch.Reset(cn.timeout)
+	}
+}
+
+// sweep ends the waiting of those whose time has passed.
+func (cn *conn) sweep() {
+	cn.mu.Lock()
+	defer cn.mu.Unlock()
+	now, next := cn.now(), time.Duration(0)
+	for _, cl := range cn.pending {
+		switch {
+		case cl.until == 0:
+		case cl.until > now:
+			if next == 0 || cl.until < next {
+				next = cl.until
+			}
+		default:
+			cl.late.Store(true)
+			if cl == cn.reader {
+				cn.interrupt()
+			} else {
+				cl.signal()
+			}
+		}
+	}
+	if cn.watching = next > 0; cn.watching {
+		cn.watch.Reset(next - now)
+	}
+}
+
+// interrupt makes the reader look up. One that it was not meant for reads on.
+func (cn *conn) interrupt() { _ = cn.nc.SetReadDeadline(time.Unix(1, 0)) }
 
 // handOver wakes a waiting call to become the reader if there is none. The caller holds mu.
 func (cn *conn) handOver() {
-	if cn.reading || cn.waiting == 0 {
+	if cn.reader != nil || cn.waiting == 0 {
 		return
 	}
 	for _, cl := range cn.pending {
@@ -324,58 +393,44 @@ func (cn *conn) handOver() {
 	}
 }
 
-// read reads answers, for whomever they are, until own is done, ctx ends, the deadline passes or the connection fails.
-func (cn *conn) read(ctx context.Context, own *call, deadline time.Time) {
+// read reads answers, for whomever they are, until own is settled or late, ctx ends or the connection fails.
+func (cn *conn) read(ctx context.Context, own *call) {
 	if ctx.Done() != nil {
-		stop := context.AfterFunc(ctx, func() { _ = cn.nc.SetReadDeadline(time.Unix(1, 0)) })
-		defer func() {
-			if !stop() {
-				// It runs or ran: the deadline that is set is unknown. A reader that it wakes by mistake looks at its
-				// own context and goes on.
-				cn.deadline = time.Time{}
-			}
-		}()
+		defer context.AfterFunc(ctx, cn.interrupt)()
 	}
-	for {
-		done, err := cn.deliver(own)
+	for !own.settled.Load() && !own.late.Load() && ctx.Err() == nil {
+		err := cn.fill()
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			err = cn.nc.SetReadDeadline(time.Time{}) // whatever it was set for is looked at after this
+		}
+		if err == nil {
+			err = cn.deliver()
+		}
 		if err != nil {
 			cn.fail(err)
 			return
 		}
-		if done || ctx.Err() != nil {
-			return
-		}
-		// An earlier deadline is good enough: being woken too early costs one turn of this loop.
-		if now := time.Now(); !cn.deadline.After(now) || cn.deadline.After(deadline) {
-			if !deadline.After(now) {
-				return
-			}
-			cn.deadline = deadline
-			if err := cn.nc.SetReadDeadline(deadline); err != nil {
-				cn.fail(err)
-				return
-			}
-			if ctx.Err() != nil { // the deadline of AfterFunc may just have been overwritten
-				return
-			}
-		}
-		cn.room()
-		n, err := cn.nc.Read(cn.in[len(cn.in):cap(cn.in)])
-		cn.in = cn.in[:len(cn.in)+n]
-		cn.full = len(cn.in) == cap(cn.in)
-		if err == nil || n > 0 {
-			continue
-		}
-		if errors.Is(err, os.ErrDeadlineExceeded) {
-			cn.deadline = time.Time{}
-			continue
-		}
-		cn.fail(err)
-		return
 	}
 }
 
-// room makes place for the next read: for the whole frame that has begun to arrive, else for readSize bytes.
+// fill reads once: into body while the rest of a large frame is to come, else into in.
+func (cn *conn) fill() error {
+	to := &cn.body
+	if cn.body == nil {
+		cn.room()
+		to = &cn.in
+	}
+	n, err := cn.nc.Read((*to)[len(*to):cap(*to)])
+	*to = (*to)[:len(*to)+n]
+	cn.full = len(*to) == cap(*to)
+	if n > 0 {
+		return nil // an error comes again
+	}
+	return err
+}
+
+// room makes place for the next read: for the whole frame that has begun to arrive, which is not a large one, and for
+// readSize bytes at least.
 func (cn *conn) room() {
 	have := len(cn.in) - cn.start
 	need := readSize
@@ -383,11 +438,9 @@ func (cn *conn) room() {
 		need = fullReadSize
 	}
 	if have >= 4 {
-		need = max(need, 4+int(binary.BigEndian.Uint32(cn.in[cn.start:]))) // bounded by deliver
+		need = max(need, 4+int(binary.BigEndian.Uint32(cn.in[cn.start:])))
 	}
 	switch {
-	case have == 0 && cap(cn.in) > keepSize && !cn.large:
-		cn.in = make([]byte, 0, need)
 	case cap(cn.in)-cn.start >= need && cap(cn.in) > len(cn.in):
 		return
 	case cap(cn.in) >= need && cap(cn.in) > have:
@@ -398,65 +451,129 @@ func (cn *conn) room() {
 	cn.start = 0
 }
 
-// deliver hands out the answers that have arrived whole and reports whether own is among them.
-func (cn *conn) deliver(own *call) (bool, error) {
-	for len(cn.in)-cn.start >= 4 {
-		size := int64(binary.BigEndian.Uint32(cn.in[cn.start:]))
-		if size > proto.MaxDataFrame {
-			return false, fmt.Errorf("%w: frame of %d bytes", ErrProtocol, size)
+// deliver hands out the answers that have arrived whole. The error is one that ends the connection.
+func (cn *conn) deliver() error {
+	arrived := cn.arrived[:0]
+	defer func() {
+		clear(arrived)
+		cn.arrived = arrived[:0]
+	}()
+	for {
+		frame, err := cn.next()
+		if err != nil {
+			return err
 		}
-		if int64(len(cn.in)-cn.start-4) < size {
+		if frame == nil {
 			break
 		}
-		// The result keeps the memory of its frame, so every frame gets its own.
-		frame := append([]byte(nil), cn.in[cn.start+4:cn.start+4+int(size)]...)
-		cn.start += 4 + int(size)
-		cn.large = size > keepSize
 		response, err := proto.ParseResponse(frame)
 		if err != nil {
-			return false, fmt.Errorf("%w: %w", ErrProtocol, err)
+			return fmt.Errorf("%w: %w", ErrProtocol, err)
 		}
-		if err := cn.settle(response); err != nil {
-			return false, err
-		}
+		arrived = append(arrived, answer{response, frame})
 	}
-	if cn.start == len(cn.in) {
+	return cn.settle(arrived)
+}
+
+// next returns the next frame that has arrived whole, in memory of its own, or nil.
+func (cn *conn) next() (frame []byte, err error) {
+	if cn.body != nil {
+		if len(cn.body) < cap(cn.body) {
+			return nil, nil
+		}
+		frame, cn.body = cn.body, nil
+		return frame, nil
+	}
+	rest := cn.in[cn.start:]
+	if len(rest) < 4 {
+		if len(rest) == 0 {
+			cn.in, cn.start = cn.in[:0], 0
+		}
+		return nil, nil
+	}
+	size := int64(binary.BigEndian.Uint32(rest))
+	rest = rest[4:]
+	switch {
+	case size > proto.MaxDataFrame:
+		return nil, fmt.Errorf("%w: frame of %d bytes", ErrProtocol, size)
+	case int64(len(rest)) >= size:
+		cn.start += 4 + int(size)
+		return append(make([]byte, 0, size), rest[:size]...), nil
+	case size > largeFrame:
+		cn.body = append(cn.takeBody(int(size)), rest...)
 		cn.in, cn.start = cn.in[:0], 0
 	}
-	cn.mu.Lock()
-	defer cn.mu.Unlock()
-	return own.done, nil
+	return nil, nil
 }
 
-// settle gives an answer to its call. The error is one that ends the connection.
-func (cn *conn) settle(response proto.Response) error {
+// takeBody returns an empty buffer with room for exactly size bytes.
+func (cn *conn) takeBody(size int) []byte {
 	cn.mu.Lock()
 	defer cn.mu.Unlock()
-	cl, ok := cn.pending[response.ID]
-	if !ok {
-		if response.ID == 0 && response.Err != nil {
-			return response.Err // the daemon's last word, about no request in particular
+	if n := len(cn.bodies); n > 0 {
+		b := cn.bodies[n-1]
+		cn.bodies = cn.bodies[:n-1]
+		if cap(b) >= size {
+			return b[:0:size]
 		}
-		return nil // given up earlier
 	}
-	delete(cn.pending, response.ID)
+	return make([]byte, 0, size)
+}
+
+// recycle takes the memory of an answer that nobody looks at any more.
+func (cn *conn) recycle(frame []byte) {
+	cn.mu.Lock()
+	defer cn.mu.Unlock()
+	if cap(frame) > largeFrame && len(cn.bodies) < maxBodies && cn.err == nil {
+		cn.bodies = append(cn.bodies, frame)
+	}
+}
+
+// settle gives answers to their calls, and then wakes the callers, many of them together. The error is one that ends the
+// connection.
+func (cn *conn) settle(arrived []answer) error {
+	var err error
+	for len(arrived) > 0 && err == nil {
+		var woken [32]*call
+		n := min(len(arrived), len(woken))
+		cn.mu.Lock()
+		for i := 0; i < n && err == nil; i++ {
+			woken[i], err = cn.take(&arrived[i])
+		}
+		cn.mu.Unlock()
+		for _, cl := range woken[:n] {
+			if cl != nil {
+				cl.signal()
+			}
+		}
+		arrived = arrived[n:]
+	}
+	return err
+}
+
+// take settles the call of an answer and returns it if its caller has to be woken. The caller holds mu.
+func (cn *conn) take(a *answer) (*call, error) {
+	cl, ok := cn.pending[a.ID]
+	if !ok {
+		if a.ID == 0 && a.Err != nil {
+			return nil, a.Err // the daemon's last word, about no request in particular
+		}
+		return nil, nil // given up earlier
+	}
+	delete(cn.pending, a.ID)
 	if cl.internal {
 		// A refused bind ends the connection, a refused cancel or abort means that the answer was faster.
-		if cl.bind && response.Err != nil {
-			return response.Err
+		if cl.bind && a.Err != nil {
+			return nil, a.Err
 		}
-		return nil
+		return nil, nil
 	}
-	cl.response = response
-	cl.finish(cn)
-	return nil
-}
-
-// failed reports whether the connection is over.
-func (cn *conn) failed() bool {
-	cn.mu.Lock()
-	defer cn.mu.Unlock()
-	return cn.err != nil
+	cl.answer = *a
+	cn.finish(cl)
+	if cl == cn.reader {
+		return nil, nil
+	}
+	return cl, nil
 }
 
 // fail ends the connection and every call on it.
@@ -473,6 +590,9 @@ func (cn *conn) end(err error, batch uint64, n int) {
 		return
 	}
 	cn.err = err
+	cn.over.Store(true)
+	cn.watch.Stop()
+	cn.bodies = nil
 	_ = cn.nc.Close()
 	for id, cl := range cn.pending {
 		delete(cn.pending, id)
@@ -484,7 +604,8 @@ func (cn *conn) end(err error, batch uint64, n int) {
 		} else {
 			cl.err = cn.lost(errNotSent)
 		}
-		cl.finish(cn)
+		cn.finish(cl)
+		cl.signal()
 	}
 }
 
@@ -498,31 +619,57 @@ func (cn *conn) lost(what error) error {
 	return fmt.Errorf("%w: %w", what, cn.err)
 }
 
-func (cn *conn) acquire(ctx context.Context) error {
-	select {
-	case cn.slots <- struct{}{}:
+// place waits until one more request may be in flight, and counts it. The caller holds mu, which is released meanwhile.
+func (cn *conn) place(ctx context.Context) error {
+	if cn.inFlight < cn.limit && len(cn.turns) == 0 {
+		cn.inFlight++
 		return nil
-	default:
 	}
+	turn := make(chan struct{}, 1)
+	cn.turns = append(cn.turns, turn)
+	cn.mu.Unlock()
 	timer := time.NewTimer(cn.timeout)
-	defer timer.Stop()
+	var err error
 	select {
-	case cn.slots <- struct{}{}:
-		return nil
+	case <-turn:
 	case <-ctx.Done():
-		return ctx.Err()
+		err = ctx.Err()
 	case <-timer.C:
-		return context.DeadlineExceeded
+		err = context.DeadlineExceeded
 	}
+	timer.Stop()
+	cn.mu.Lock()
+	if err == nil {
+		return nil
+	}
+	if i := slices.Index(cn.turns, turn); i >= 0 {
+		cn.turns = slices.Delete(cn.turns, i, i+1)
+	} else {
+		cn.leave() // its turn came at the same moment
+	}
+	return err
 }
 
-// finish marks cl as done and wakes its caller. The caller holds mu and has taken cl out of pending.
-func (cl *call) finish(cn *conn) {
-	cl.done = true
-	if cl.slot {
-		<-cn.slots
+// leave gives the place of a request to the caller that has waited longest. The caller holds mu.
+func (cn *conn) leave() {
+	if len(cn.turns) == 0 {
+		cn.inFlight--
+		return
 	}
-	cl.signal()
+	cn.turns[0] <- struct{}{}
+	cn.turns = slices.Delete(cn.turns, 0, 1)
+}
+
+// finish marks cl, which has been taken out of pending, as settled. The caller holds mu, and wakes the caller of cl.
+func (cn *conn) finish(cl *call) {
+	if cl.waits {
+		cl.waits = false
+		cn.waiting--
+	}
+	if cl.placed {
+		cn.leave()
+	}
+	cl.settled.Store(true)
 }
 
 func (cl *call) signal() {
@@ -532,12 +679,15 @@ func (cl *call) signal() {
 	}
 }
 
-// release gives cl back to the pool.
+// release gives cl back to the pool. It may still be woken once, for nothing.
 func (cl *call) release() {
 	select {
 	case <-cl.wake:
 	default:
 	}
-	*cl = call{wake: cl.wake, timer: cl.timer}
+	cl.answer, cl.err = answer{}, nil
+	cl.settled.Store(false)
+	cl.late.Store(false)
+	cl.until, cl.waits, cl.placed = 0, false, false
 	calls.Put(cl)
 }

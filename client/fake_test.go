@@ -276,7 +276,6 @@ func TestFirstWrite(t *testing.T) {
 	}
 	writes := &countingConn{}
 	cn := newConn(writes, time.Second)
-	cn.slots = make(chan struct{}, 1)
 	if err := cn.post(proto.OpBind, &proto.Bind{Nonce: []byte("nonce")}); err != nil {
 		t.Fatal(err)
 	}
@@ -552,13 +551,13 @@ func TestRefusedBind(t *testing.T) {
 		t.Fatal(err)
 	}
 	// What a server says that saw another process speak.
-	if err := cn.settle(proto.Response{ID: 0, Err: &proto.Error{Code: proto.CodeIdentityChanged}}); !errors.Is(err, ErrIdentityChanged) {
+	if err := cn.settle([]answer{{Response: proto.Response{ID: 0, Err: &proto.Error{Code: proto.CodeIdentityChanged}}}}); !errors.Is(err, ErrIdentityChanged) {
 		t.Errorf("%v", err)
 	}
 	cn.mu.Lock()
 	cn.pending[99] = &call{internal: true, bind: true}
 	cn.mu.Unlock()
-	if err := cn.settle(proto.Response{ID: 99, Err: &proto.Error{Code: proto.CodeIdentityChanged}}); !errors.Is(err, ErrIdentityChanged) {
+	if err := cn.settle([]answer{{Response: proto.Response{ID: 99, Err: &proto.Error{Code: proto.CodeIdentityChanged}}}}); !errors.Is(err, ErrIdentityChanged) {
 		t.Errorf("%v", err)
 	}
 }

@@ -26,15 +26,19 @@ type stream struct {
 
 	next   uint64
 	flying []*chunk // oldest first
-	output func([]byte) error
+	output func(answered) error
 	err    error
 }
+
+// answered is the output of a chunk. Whoever is done with the data may recycle the frame, whose memory they are in.
+type answered struct{ data, frame []byte }
 
 // chunk is a stream_update on its way.
 type chunk struct {
 	sent  chan struct{} // closed when it has been handed to the kernel, or cannot be
 	done  chan struct{} // closed when it has been answered
 	reply proto.StreamData
+	frame []byte // whose memory reply keeps
 	err   error
 }
 
@@ -79,7 +83,7 @@ func (c *Client) tryStream(ctx context.Context, begin *proto.StreamBegin) (*stre
 	ctx, cancel := context.WithCancel(ctx)
 	return &stream{
 		ctx: ctx, cancel: cancel, conn: cn, id: reply.Stream, head: reply.Data, size: size, window: window,
-		output: func([]byte) error { return nil },
+		output: func(answered) error { return nil },
 	}, nil
 }
 
@@ -108,7 +112,7 @@ func (c *chunk) exchange(ctx context.Context, cn *conn, p *proto.StreamUpdate) {
 	cl, err := cn.send(ctx, proto.OpStreamUpdate, p, nil)
 	close(c.sent)
 	if err == nil {
-		err = cn.receive(ctx, cl, &c.reply)
+		c.frame, err = cn.receiveFrame(ctx, cl, &c.reply)
 	}
 	c.err = err
 }
@@ -129,7 +133,7 @@ func (s *stream) receive() error {
 	if c.err != nil {
 		return s.abort(c.err)
 	}
-	if err := s.output(c.reply.Data); err != nil {
+	if err := s.output(answered{c.reply.Data, c.frame}); err != nil {
 		return s.abort(err)
 	}
 	return nil
@@ -220,6 +224,14 @@ func (sw *streamWriter) Write(p []byte) (int, error) {
 		if s.err != nil {
 			return written, s.err
 		}
+		if len(sw.chunk) == 0 && len(p) >= s.size { // sent from where it is
+			if err := sw.push(p[:s.size]); err != nil {
+				return written, err
+			}
+			s.settle()
+			p, written = p[s.size:], written+s.size
+			continue
+		}
 		if cap(sw.chunk) == 0 {
 			sw.chunk = make([]byte, 0, s.size)
 		}
@@ -236,17 +248,22 @@ func (sw *streamWriter) Write(p []byte) (int, error) {
 	return written, nil
 }
 
-func (sw *streamWriter) flush() error {
+func (sw *streamWriter) push(data []byte) error {
 	sw.stream.output = sw.write
-	if err := sw.stream.push(sw.chunk); err != nil {
+	return sw.stream.push(data)
+}
+
+func (sw *streamWriter) flush() error {
+	if err := sw.push(sw.chunk); err != nil {
 		return err
 	}
 	sw.chunk, sw.other = sw.other[:0], sw.chunk
 	return nil
 }
 
-func (sw *streamWriter) write(b []byte) error {
-	_, err := sw.w.Write(b)
+func (sw *streamWriter) write(a answered) error {
+	_, err := sw.w.Write(a.data)
+	sw.stream.conn.recycle(a.frame)
 	return err
 }
 
@@ -265,7 +282,7 @@ func (sw *streamWriter) Close() error {
 	if err != nil {
 		return err
 	}
-	return sw.write(last)
+	return sw.write(answered{data: last})
 }
 
 // streamReader is a stream whose input comes from r.
@@ -274,16 +291,16 @@ type streamReader struct {
 	r       io.Reader
 	buffers [2][]byte
 	turn    int
-	unread  [][]byte // output in order
+	unread  []answered // output in order
 	ended   bool
 	err     error
 }
 
 func newStreamReader(s *stream, r io.Reader) *streamReader {
 	sr := &streamReader{stream: s, r: r}
-	s.output = func(b []byte) error {
-		if len(b) > 0 {
-			sr.unread = append(sr.unread, b)
+	s.output = func(a answered) error {
+		if len(a.data) > 0 {
+			sr.unread = append(sr.unread, a)
 		}
 		return nil
 	}
@@ -300,8 +317,10 @@ func (sr *streamReader) Read(p []byte) (int, error) {
 		}
 		sr.fill()
 	}
-	n := copy(p, sr.unread[0])
-	if sr.unread[0] = sr.unread[0][n:]; len(sr.unread[0]) == 0 {
+	first := &sr.unread[0]
+	n := copy(p, first.data)
+	if first.data = first.data[n:]; len(first.data) == 0 {
+		sr.stream.conn.recycle(first.frame)
 		sr.unread = sr.unread[1:]
 	}
 	return n, nil
@@ -312,7 +331,7 @@ func (sr *streamReader) fill() {
 		last, err := sr.stream.finish()
 		if sr.err = err; err == nil {
 			sr.err = io.EOF
-			_ = sr.stream.output(last)
+			_ = sr.stream.output(answered{data: last})
 		}
 		return
 	}

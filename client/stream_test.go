@@ -11,6 +11,7 @@ import (
 	"hash"
 	"io"
 	"sync/atomic"
+	"sync"
 	"testing"
 	"testing/iotest"
 	"time"
@@ -215,6 +216,58 @@ func TestIdleStream(t *testing.T) {
 	}
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestStreamWriterKeepsNothing: what was given to Write is the caller's again when it returns, chunks that were sent from
+// where they were too, also beside other users of the connection.
+func TestStreamWriterKeepsNothing(t *testing.T) {
+	_, _, key := streamKey(t)
+	stop := make(chan struct{})
+	var others sync.WaitGroup
+	for range 4 {
+		others.Go(func() {
+			for data := make([]byte, 40<<10); ; {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if _, err := key.EncryptBytes(t.Context(), data, nil); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	var sealed bytes.Buffer
+	w, err := key.EncryptStream(t.Context(), &sealed, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var want []byte
+	buf := make([]byte, 2<<20+12345)
+	for i := range byte(4) {
+		for j := range buf {
+			buf[j] = i + byte(j>>10)
+		}
+		want = append(want, buf...)
+		if n, err := w.Write(buf); n != len(buf) || err != nil {
+			t.Fatal(n, err)
+		}
+		clear(buf)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	close(stop)
+	others.Wait()
+	r, err := key.DecryptStream(t.Context(), &sealed, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, want) {
+		t.Fatalf("%d bytes of %d, equal %t, %v", len(got), len(want), bytes.Equal(got, want), err)
 	}
 }
 

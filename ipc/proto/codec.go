@@ -46,7 +46,8 @@ type fields struct {
 	// encoding
 	out     appender
 	encoder *msgpack.Encoder
-	written int // fields of the map at hand
+	written int   // fields of the map at hand
+	hole    *Hole // where the bytes of a long field go that are not copied, or nil
 
 	// decoding
 	data    []byte
@@ -88,7 +89,7 @@ func newDecoder(data []byte, lenient bool) *fields {
 // free returns f to the pool without a reference to the caller's bytes.
 func (f *fields) free() {
 	f.encode, f.lenient, f.err = false, false, nil
-	f.out.b, f.written = nil, 0
+	f.out.b, f.written, f.hole = nil, 0, nil
 	f.data, f.key = nil, nil
 	f.reader.Reset(nil)
 	pool.Put(f)
@@ -448,6 +449,11 @@ func (f *fields) bin(name string, p *[]byte, most int) {
 		if len(*p) > 0 {
 			f.bound(name, len(*p), most)
 			f.name(name)
+			if f.hole != nil && f.hole.Data == nil && len(*p) >= minHole {
+				f.check(f.encoder.EncodeBytesLen(len(*p)))
+				*f.hole = Hole{At: len(f.out.b), Data: *p}
+				return
+			}
 			f.check(f.encoder.EncodeBytes(*p))
 		}
 		return

@@ -86,18 +86,36 @@ func FrameLimit(op string, reply bool) int {
 		if reply {
 			return MaxDataFrame
 		}
-	case OpHelperDo: // never on the public socket
-		if !reply {
-			return MaxHelperFrame
-		}
 	}
 	return MaxControlFrame
 }
 
+// Hole is a place in a frame where bytes belong that were not copied into it: Data comes before the byte At of the buffer
+// that the frame is in.
+type Hole struct {
+	At   int
+	Data []byte
+}
+
+// minHole is the length from which on a byte field is worth a hole.
+const minHole = 16 << 10
+
 // AppendRequest appends a whole frame, with its length word. Errors wrap ErrTooLarge; dst is then returned as it was.
 func AppendRequest(dst []byte, id uint64, op string, params Message, o *Options) ([]byte, error) {
+	return appendRequest(dst, id, op, params, o, nil)
+}
+
+// AppendRequestAround is AppendRequest for a frame that is written in parts: if params have a byte field of 16 KiB or more,
+// the first one is left out and becomes the hole, else the hole has no data. It is not valid after an error.
+func AppendRequestAround(dst []byte, id uint64, op string, params Message, o *Options) (frame []byte, hole Hole, err error) {
+	frame, err = appendRequest(dst, id, op, params, o, &hole)
+	return frame, hole, err
+}
+
+func appendRequest(dst []byte, id uint64, op string, params Message, o *Options, hole *Hole) ([]byte, error) {
 	f := newEncoder(append(dst, 0, 0, 0, 0))
 	defer f.free()
+	f.hole = hole
 	f.bound("op", len(op), maxKey)
 	n := 4
 	if !o.zero() {
@@ -140,6 +158,9 @@ func (f *fields) finish(dst []byte, limit int) ([]byte, error) {
 		return dst, f.err
 	}
 	n := len(f.out.b) - len(dst) - lengthSize
+	if f.hole != nil {
+		n += len(f.hole.Data)
+	}
 	if n > limit {
 		return dst, fmt.Errorf("%w: frame of %d bytes, at most %d", ErrTooLarge, n, limit)
 	}

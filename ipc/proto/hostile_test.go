@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -222,6 +223,37 @@ func TestEncoderKeepsTheBounds(t *testing.T) {
 	}
 	if _, err := AppendResponse(nil, 1, nil, &StreamData{Data: make([]byte, MaxChunk+1024)}); err != nil {
 		t.Errorf("data frame: %v", err)
+	}
+}
+
+// TestRequestAroundAHole: with the hole filled it is the frame that AppendRequest makes.
+func TestRequestAroundAHole(t *testing.T) {
+	options := &Options{DeadlineMS: 1000, Trace: "t"}
+	for _, n := range []int{0, 1, minHole - 1, minHole, MaxData} {
+		for _, o := range []*Options{nil, options} {
+			m := &Encrypt{Key: "a/b", Data: bytes.Repeat([]byte{7}, n), AAD: make([]byte, 100)}
+			before := []byte("frame before")
+			want, err := AppendRequest(before, 9, OpEncrypt, m, o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, hole, err := AppendRequestAround(before, 9, OpEncrypt, m, o)
+			if err != nil || (hole.Data != nil) != (n >= minHole) {
+				t.Fatalf("%d bytes: hole of %d bytes, error %v", n, len(hole.Data), err)
+			}
+			if n >= minHole && &hole.Data[0] != &m.Data[0] {
+				t.Errorf("%d bytes: copied", n)
+			}
+			if got = slices.Insert(got, hole.At, hole.Data...); !bytes.Equal(got, want) {
+				t.Errorf("%d bytes: the frames differ", n)
+			}
+		}
+	}
+	if _, _, err := AppendRequestAround(nil, 9, OpStreamUpdate, &StreamUpdate{Data: make([]byte, maxStreamData+1)}, nil); !errors.Is(err, ErrTooLarge) {
+		t.Errorf("field over its bound: %v", err)
+	}
+	if _, _, err := AppendRequestAround(nil, 9, OpEncrypt, &Encrypt{Data: make([]byte, MaxData), AAD: make([]byte, maxAAD)}, nil); !errors.Is(err, ErrTooLarge) {
+		t.Errorf("frame over the limit: %v", err)
 	}
 }
 
