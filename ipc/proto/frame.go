@@ -86,6 +86,10 @@ func FrameLimit(op string, reply bool) int {
 		if reply {
 			return MaxDataFrame
 		}
+	case OpHelperDo: // never on the public socket
+		if !reply {
+			return MaxHelperFrame
+		}
 	}
 	return MaxControlFrame
 }
