@@ -97,7 +97,9 @@ func newCapabilities(a *app) *cobra.Command {
 	return uses(&cobra.Command{
 		Use:   "capabilities",
 		Short: "List algorithms, usages and schemes",
-		Args:  exactArgs(),
+		Long: `List algorithms, usages and schemes, for keys in software and for those that the TPM and the HSM of this machine can hold;
+these are asked. What is to be said about them goes to standard error.`,
+		Args: exactArgs(),
 		RunE: func(c *cobra.Command, args []string) error {
 			var r proto.CapabilitiesReply
 			if err := a.call(c.Context(), proto.OpCapabilities, &proto.Empty{}, &r); err != nil {
@@ -106,6 +108,9 @@ func newCapabilities(a *app) *cobra.Command {
 			views := make([]view, len(r.Algorithms))
 			for i, x := range r.Algorithms {
 				views[i] = view{x.Algorithm, x.Protection, orEmpty(x.Usages), orEmpty(x.Default), orEmpty(x.Schemes), x.Class, orEmpty(x.Operations)}
+			}
+			for _, note := range r.Notes {
+				a.say("%s", printable(note))
 			}
 			return a.print(views, func(w io.Writer) {
 				rows := [][]string{{"ALGORITHM", "PROTECTION", "USAGES", "DEFAULT", "SCHEMES"}}

@@ -35,6 +35,7 @@ type newKeyFlags struct {
 	keep       uint32
 	usableVia  []string
 	durable    bool
+	escrow     string
 }
 
 func (f *newKeyFlags) register(c *cobra.Command) {
@@ -49,9 +50,11 @@ func (f *newKeyFlags) register(c *cobra.Command) {
 	flags.StringVar(&f.profile, "profile", "", "empty or mosip-module")
 	flags.Uint32Var(&f.keep, "keep", 0, "versions kept for verify and decrypt (default all)")
 	flags.StringSliceVar(&f.usableVia, "usable-via", nil, "where uses may come from: native, or the name of a bridge (default: everywhere)")
+	flags.StringVar(&f.escrow, "escrow", "", "of a module key in a tpm or hsm: recipients (a backup can restore its base keys elsewhere, default) or none (they die with the device)")
 	flags.BoolVar(&f.durable, "durable-audit", false, "answer a use only when its audit entry is on disk")
 	c.RegisterFlagCompletionFunc("alg", cobra.FixedCompletions(texts(keyspec.Algorithms()), cobra.ShellCompDirectiveNoFileComp))
 	c.RegisterFlagCompletionFunc("usage", cobra.FixedCompletions(texts(keyspec.Usages()), cobra.ShellCompDirectiveNoFileComp))
+	c.RegisterFlagCompletionFunc("escrow", cobra.FixedCompletions([]string{"recipients", "none"}, cobra.ShellCompDirectiveNoFileComp))
 	c.RegisterFlagCompletionFunc("protection", cobra.FixedCompletions(texts([]keyspec.Protection{keyspec.Software, keyspec.TPM, keyspec.HSM}), cobra.ShellCompDirectiveNoFileComp))
 }
 
@@ -82,7 +85,7 @@ func (f *newKeyFlags) params(name string) (proto.KeyCreate, error) {
 	}
 	return proto.KeyCreate{
 		Name: name, Algorithm: f.algorithm, Usage: f.usage, Protection: f.protection, NotBefore: notBefore, Expires: expires,
-		Exportable: f.exportable, Labels: labels, Profile: f.profile, Keep: f.keep, UsableVia: f.usableVia, Durable: f.durable,
+		Exportable: f.exportable, Labels: labels, Profile: f.profile, Keep: f.keep, UsableVia: f.usableVia, Durable: f.durable, Escrow: f.escrow,
 	}, nil
 }
 
@@ -170,7 +173,7 @@ func writeKey(w io.Writer, k *proto.KeyInfo) {
 		minimum = number(k.MinVersion)
 	}
 	fields(w, "Name", k.Name, "Algorithm", k.Algorithm, "Usage", strings.Join(k.Usage, ", "), "Schemes", strings.Join(k.Schemes, ", "),
-		"Origin", k.Origin, "Protection", k.Protection, "Profile", k.Profile, "Attributes", strings.Join(more, ", "),
+		"Origin", k.Origin, "Protection", k.Protection, "Escrow", k.Escrow, "Profile", k.Profile, "Attributes", strings.Join(more, ", "),
 		"Owner", "uid "+number(k.Owner), "Labels", labels(k.Labels), "Usable via", strings.Join(k.UsableVia, ", "),
 		"Created", day(k.Created), "Keeps", keep, "Minimum version", minimum)
 	fmt.Fprintln(w)
@@ -196,6 +199,9 @@ func writeKey(w io.Writer, k *proto.KeyInfo) {
 		rows = append(rows, []string{number(v.Version), v.State, day(v.Created), day(v.NotBefore), day(v.Expires), digest, strings.Join(note, "; ")})
 	}
 	table(w, rows)
+	for _, warning := range k.Warnings {
+		fmt.Fprintf(w, "\nWarning: %s\n", printable(warning))
+	}
 }
 
 // currentVersion returns the version a key is used with, or the newest when none is current.

@@ -87,6 +87,8 @@ type keyView struct {
 	Schemes    []string          `json:"schemes"`
 	Origin     string            `json:"origin"`
 	Protection string            `json:"protection"`
+	Escrow     string            `json:"escrow,omitempty"`
+	Warnings   []string          `json:"warnings,omitempty"`
 	Profile    string            `json:"profile,omitempty"`
 	Exportable bool              `json:"exportable"`
 	Durable    bool              `json:"durable"`
@@ -116,7 +118,7 @@ type versionView struct {
 func viewKey(k *proto.KeyInfo) keyView {
 	v := keyView{
 		Name: k.Name, Algorithm: k.Algorithm, Usage: orEmpty(k.Usage), Schemes: orEmpty(k.Schemes), Origin: k.Origin,
-		Protection: k.Protection, Profile: k.Profile, Exportable: k.Exportable, Durable: k.Durable, Owner: k.Owner,
+		Protection: k.Protection, Escrow: k.Escrow, Warnings: k.Warnings, Profile: k.Profile, Exportable: k.Exportable, Durable: k.Durable, Owner: k.Owner,
 		Labels: k.Labels, UsableVia: orEmpty(k.UsableVia), Created: stamp(k.Created), Current: k.Current,
 		MinVersion: k.MinVersion, Keep: k.Keep, Versions: make([]versionView, len(k.Versions)),
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
-	"slices"
 	"time"
 
 	"github.com/kmsd-project/kmsd/enclave"
@@ -12,7 +11,6 @@ import (
 	"github.com/kmsd-project/kmsd/keystore"
 	"github.com/kmsd-project/kmsd/keystore/keyspec"
 	"github.com/kmsd-project/kmsd/keystore/secmem"
-	"github.com/kmsd-project/kmsd/kmsd/mechanism"
 )
 
 func handlePing(c *call) (proto.Message, error) {
@@ -86,53 +84,6 @@ func (d *daemon) memoryProtection() (level string, weak []string) {
 		level, weak = secmem.ProtectionPartial, append(weak, d.weaknesses...)
 	}
 	return level, weak
-}
-
-func handleCapabilities(c *call) (proto.Message, error) {
-	if _, err := decode[proto.Empty](c); err != nil {
-		return nil, err
-	}
-	reply := &proto.CapabilitiesReply{}
-	for _, row := range mechanism.Table() {
-		reply.Algorithms = append(reply.Algorithms, proto.Capability{
-			Algorithm: string(row.Algorithm), Protection: string(keyspec.Software), Usages: words(row.Usages), Default: words(row.Default),
-			Schemes: words(row.Schemes), Class: string(row.Class), Operations: operationsOf(row),
-		})
-	}
-	return reply, nil
-}
-
-// usesOf says which operations a usage opens.
-var usesOf = map[keyspec.Usage][]string{
-	keyspec.Sign:    {proto.OpSign, proto.OpCertRequest, proto.OpCertSelfSign},
-	keyspec.Verify:  {proto.OpVerify},
-	keyspec.Encrypt: {proto.OpEncrypt},
-	keyspec.Decrypt: {proto.OpDecrypt},
-	keyspec.Wrap:    {proto.OpWrap},
-	keyspec.Unwrap:  {proto.OpUnwrap},
-	keyspec.MAC:     {proto.OpMAC},
-	keyspec.Agree:   {proto.OpAgree},
-	keyspec.Derive:  {proto.OpDerive},
-	keyspec.Certify: {proto.OpCertRequest, proto.OpCertSelfSign, proto.OpCertIssue},
-}
-
-// operationsOf lists what can be done with keys of an algorithm, beside what can be done with every key.
-func operationsOf(row *mechanism.Row) []string {
-	var out []string
-	for _, u := range row.Usages {
-		for _, op := range usesOf[u] {
-			switch {
-			case op == proto.OpVerify && row.Kind == mechanism.KindHMAC:
-				op = proto.OpMACVerify
-			case row.Kind != mechanism.KindAEAD:
-			case op == proto.OpEncrypt:
-				out = append(out, proto.OpDataKey, proto.OpRewrap)
-			}
-			out = append(out, op)
-		}
-	}
-	slices.Sort(out)
-	return slices.Compact(out)
 }
 
 func handleSelfTest(c *call) (proto.Message, error) {

@@ -100,6 +100,7 @@ const listVersions = 4
 // listRow describes a key in a list: with its newest versions only, the current one among them. That is at most 8 KiB.
 func listRow(key *keystore.Key) *proto.KeyInfo {
 	info := keyInfo(key)
+	info.Warnings = nil
 	older := len(info.Versions) - listVersions
 	if older <= 0 {
 		return info
@@ -263,7 +264,7 @@ func newKey(in *proto.KeyCreate) (*engine.NewKey, error) {
 	return &engine.NewKey{
 		Name: name, Algorithm: algorithm, Usages: usages, Protection: keyspec.Protection(in.Protection),
 		NotBefore: notBefore, Expires: expires, NoExpiry: none, Exportable: in.Exportable, Labels: in.Labels,
-		Profile: in.Profile, Keep: in.Keep, UsableVia: in.UsableVia, Durable: in.Durable,
+		Profile: in.Profile, Keep: in.Keep, UsableVia: in.UsableVia, Durable: in.Durable, Escrow: engine.Escrow(in.Escrow),
 	}, nil
 }
 
@@ -300,6 +301,7 @@ func keyInfo(key *keystore.Key) *proto.KeyInfo {
 		Current: uint32(key.Current), MinVersion: uint32(key.MinVersion), Keep: key.Keep,
 		Versions: make([]proto.VersionInfo, len(key.Versions)),
 	}
+	info.Warnings = warnings(key)
 	if row, err := mechanism.Lookup(key.Algorithm); err == nil {
 		info.Schemes = words(row.Schemes)
 	}
@@ -318,6 +320,17 @@ func keyInfo(key *keystore.Key) *proto.KeyInfo {
 		}
 	}
 	return info
+}
+
+// warnings says what the owner of a key should know, when it is made and whenever it is shown.
+func warnings(key *keystore.Key) []string {
+	switch key.Protection {
+	case keyspec.TPM:
+		return []string{"no backup possible: the private key exists in this TPM only, and is lost when the TPM is cleared, breaks or stays with another machine"}
+	case keyspec.HSM:
+		return []string{"no backup possible: the private key exists in this token only, and no backup of the keystore holds it"}
+	}
+	return nil
 }
 
 // seconds is the time on the wire, 0 for the zero time.

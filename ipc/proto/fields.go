@@ -7,7 +7,11 @@ const (
 	maxWord        = 64               // words of the vocabulary and other short names
 	maxText        = 1024             // text for people
 	maxWarning     = 512              // a warning of status
-	maxSlotText    = 192              // label, level, health and binding of a slot
+	maxSlotLabel   = 128              // of a slot
+	maxSlotText    = 192              // level and location of a slot
+	maxSlotBinding = 96               // binding of a slot
+	maxSlotDetail  = 256              // detail of the health of a slot
+	confirmSize    = 16               // what a client confirms with
 	maxFinding     = 512              // a finding of a verification
 	maxAAD         = 16 << 10         // additional data of an AEAD
 	maxInfo        = 1 << 10          // salt and info of HKDF, label of OAEP
@@ -35,6 +39,9 @@ const (
 	MaxFindings = 100 // of a verification
 	MaxMessages = 4   // of an act on the whole store
 )
+
+// MaxSpec is the length of the longest spec of an enclave in bytes.
+const MaxSpec = 1 << 10
 
 func (m *Empty) fields(*fields) {}
 
@@ -109,20 +116,28 @@ func (m *Status) fields(f *fields) {
 	f.u64("policy_epoch", &m.PolicyEpoch)
 	f.strs("escrow", &m.Escrow, keyspec.MaxRecipients, keyspec.MaxRecipient)
 	f.str("state_dir", &m.StateDir, 4<<10)
+	f.str("lock_reason", &m.LockReason, maxWord)
+	f.text("lock_detail", &m.LockDetail, maxText)
+	f.str("store_pin", &m.StorePin, 2*maxWord)
 }
 
 func (m *Slot) fields(f *fields) {
 	f.u32("id", &m.ID)
 	f.str("kind", &m.Kind, maxWord)
-	f.text("label", &m.Label, maxSlotText)
+	f.text("label", &m.Label, maxSlotLabel)
 	f.text("level", &m.Level, maxSlotText)
-	f.text("health", &m.Health, maxSlotText)
+	f.str("health", &m.Health, maxWord)
 	f.i64("until", &m.Until)
-	f.text("binding", &m.Binding, maxSlotText)
+	f.text("binding", &m.Binding, maxSlotBinding)
 	f.i64("created", &m.Created)
+	f.text("location", &m.Location, maxSlotText)
+	f.text("detail", &m.Detail, maxSlotDetail)
 }
 
-func (m *CapabilitiesReply) fields(f *fields) { list(f, "algorithms", &m.Algorithms, maxList) }
+func (m *CapabilitiesReply) fields(f *fields) {
+	list(f, "algorithms", &m.Algorithms, maxList)
+	f.texts("notes", &m.Notes, MaxWarnings, maxWarning)
+}
 
 func (m *Capability) fields(f *fields) {
 	f.str("algorithm", &m.Algorithm, maxWord)
@@ -143,22 +158,27 @@ func (m *SelfTestResult) fields(f *fields) {
 }
 
 func (m *Init) fields(f *fields) {
-	f.str("enclave", &m.Enclave, 256)
+	f.str("enclave", &m.Enclave, MaxSpec)
 	f.bool("no_recovery", &m.NoRecovery)
 	f.bin("pin", &m.PIN, maxSecret)
 	f.strs("escrow_to", &m.EscrowTo, keyspec.MaxRecipients, keyspec.MaxRecipient)
+	f.bin("confirm", &m.Confirm, confirmSize)
 }
 
 func (m *InitReply) fields(f *fields) {
 	f.str("store_id", &m.StoreID, maxWord)
 	list(f, "slots", &m.Slots, keyspec.MaxSlots)
 	f.bin("recovery_key", &m.RecoveryKey, maxSecret)
+	f.bin("pending", &m.Pending, confirmSize)
+	f.texts("warnings", &m.Warnings, MaxWarnings, maxWarning)
+	f.str("store_pin", &m.StorePin, 2*maxWord)
 }
 
 func (m *Unlock) fields(f *fields) {
 	f.u32("slot", &m.Slot)
 	f.bin("secret", &m.Secret, maxSecret)
 	f.bins("shares", &m.Shares, maxShares, maxSecret)
+	f.bool("accept_rollback", &m.AcceptRollback)
 }
 
 func (m *KeyCreate) fields(f *fields) {
@@ -174,6 +194,7 @@ func (m *KeyCreate) fields(f *fields) {
 	f.u32("keep", &m.Keep)
 	f.strs("usable_via", &m.UsableVia, keyspec.MaxUsableVia, keyspec.MaxBridgeName)
 	f.bool("durable", &m.Durable)
+	f.str("escrow", &m.Escrow, maxWord)
 }
 
 func (m *KeyImportBegin) fields(*fields) {}
@@ -210,6 +231,8 @@ func (m *KeyInfo) fields(f *fields) {
 	f.u32("min_version", &m.MinVersion)
 	f.u32("keep", &m.Keep)
 	list(f, "versions", &m.Versions, keyspec.MaxVersions)
+	f.str("escrow", &m.Escrow, maxWord)
+	f.texts("warnings", &m.Warnings, MaxWarnings, maxWarning)
 }
 
 func (m *VersionInfo) fields(f *fields) {
@@ -485,16 +508,19 @@ func (m *CertChain) fields(f *fields) { f.bins("chain", &m.Chain, maxChain, maxC
 func (m *SlotListReply) fields(f *fields) { list(f, "slots", &m.Slots, keyspec.MaxSlots) }
 
 func (m *SlotAdd) fields(f *fields) {
-	f.str("enclave", &m.Enclave, 256)
-	f.str("label", &m.Label, 256)
+	f.str("enclave", &m.Enclave, MaxSpec)
+	f.str("label", &m.Label, maxSlotLabel)
 	f.bin("pin", &m.PIN, maxSecret)
 	f.u32("threshold", &m.Threshold)
 	f.u32("shares", &m.Shares)
+	f.bin("confirm", &m.Confirm, confirmSize)
 }
 
 func (m *SlotAddReply) fields(f *fields) {
 	f.msg("slot", &m.Slot)
 	f.bins("secrets", &m.Secrets, maxShares, maxSecret)
+	f.bin("pending", &m.Pending, confirmSize)
+	f.texts("warnings", &m.Warnings, MaxWarnings, maxWarning)
 }
 
 func (m *SlotRef) fields(f *fields) {

@@ -75,22 +75,30 @@ type Status struct {
 	PolicyEpoch      uint64
 	Escrow           []string // recipients every backup is also encrypted to
 	StateDir         string   // of the daemon, told on the admin socket
+	LockReason       string   // why the keystore is locked: the code of what failed; empty when it waits for a person
+	LockDetail       string   // the same in words, with what to do about it
+	StorePin         string   // what store_id in the configuration makes the only keystore that is opened; empty while locked
 }
 
 // Slot is one way to the root key.
 type Slot struct {
-	ID      uint32
-	Kind    string // keyring, recovery, tpm, pkcs11, keyfile
-	Label   string
-	Level   string // what it protects against, in words
-	Health  string
-	Until   int64  // end of a lock-out, 0 when there is none
-	Binding string // TPM SRK name, token serial, file
-	Created int64
+	ID       uint32
+	Kind     string // tpm, pkcs11, keyring:secret-service, keyfile, keyring:file, recovery
+	Label    string
+	Level    string // what it protects against, in words
+	Health   string // ready, locked, locked-out, absent, replaced or misconfigured
+	Until    int64  // end of a lock-out, 0 when there is none
+	Binding  string // TPM SRK name, token serial, file
+	Created  int64
+	Location string // where its device is, as it is given to slot_add
+	Detail   string // of its health, in words
 }
 
 // CapabilitiesReply lists what can be done, as data.
-type CapabilitiesReply struct{ Algorithms []Capability }
+type CapabilitiesReply struct {
+	Algorithms []Capability // one for each algorithm and protection that it can be had with
+	Notes      []string     // why a protection is not there, or what it lacks
+}
 
 // Capability is one algorithm at one protection.
 type Capability struct {
@@ -119,20 +127,27 @@ type Init struct {
 	NoRecovery bool     // true: no recovery key is made
 	PIN        []byte   // for enclaves that need one
 	EscrowTo   []string // age recipients
+	Confirm    []byte   // Pending of the reply before: the recovery key is safe, make the keystore; nothing else is given then
 }
 
-// InitReply carries the recovery key, once.
+// InitReply carries the recovery key, once. The keystore is made when the client has confirmed on the same connection that the key is safe, or
+// at once where there is none.
 type InitReply struct {
-	StoreID     string
+	StoreID     string // empty while it is pending
 	Slots       []Slot
-	RecoveryKey []byte // printable text, empty with NoRecovery
+	RecoveryKey []byte   // printable text, empty with NoRecovery
+	Pending     []byte   // for Confirm
+	Warnings    []string // what the administrator should know of the slots
+	StorePin    string   // as in Status
 }
 
 // Unlock opens a locked keystore.
 type Unlock struct {
-	Slot   uint32   // 0: every slot the secret may fit; without a secret, those that need nobody
+	Slot   uint32   // 0: the slot the secret is for; without a secret, those that need nobody
 	Secret []byte   // PIN, passphrase or recovery key text
 	Shares [][]byte // recovery shares, instead of Secret
+
+	AcceptRollback bool // the state of the files counts, although the counter of the device says that they are old
 }
 
 // KeyCreate makes a key. It is also the part of import, unwrap, agree and derive that describes the new key.
@@ -148,7 +163,8 @@ type KeyCreate struct {
 	Profile    string // empty or mosip-module
 	Keep       uint32 // versions kept for verify and decrypt; 0: all
 	UsableVia  []string
-	Durable    bool // each use is on disk in the audit before it is answered
+	Durable    bool   // each use is on disk in the audit before it is answered
+	Escrow     string // of a module key in a device: recipients (default) or none; see KeyInfo
 }
 
 // KeyImportBegin asks for a one-time public key of the daemon to wrap material to.
@@ -191,6 +207,8 @@ type KeyInfo struct {
 	MinVersion uint32
 	Keep       uint32
 	Versions   []VersionInfo
+	Escrow     string   // of a module key in a device: recipients or none, who can restore its base keys elsewhere
+	Warnings   []string // what its owner should know, such as that there is no backup of it; not in lists
 }
 
 // VersionInfo describes one version of a key.
@@ -508,12 +526,16 @@ type SlotAdd struct {
 	PIN       []byte
 	Threshold uint32 // for recovery:shares
 	Shares    uint32
+	Confirm   []byte // Pending of the reply before: the secrets are safe, add the slot; nothing else is given then
 }
 
-// SlotAddReply shows what was made, secrets once.
+// SlotAddReply shows what was made, secrets once. A slot with secrets is added when the client has confirmed on the same connection that they
+// are safe.
 type SlotAddReply struct {
-	Slot    Slot
-	Secrets [][]byte // the recovery key, or the shares
+	Slot     Slot
+	Secrets  [][]byte // the recovery key, or the shares
+	Pending  []byte   // for Confirm
+	Warnings []string // what the administrator should know of the slot
 }
 
 // SlotRef names a slot.

@@ -32,6 +32,7 @@ type NewKey struct {
 	Keep       uint32 // versions kept when rotating; 0: all
 	UsableVia  []string
 	Durable    bool   // each use is in the audit on disk before it is answered
+	Escrow     Escrow // of a module key that is made in a device; empty: EscrowRecipients
 	Uses       uint64 // how often the key may be used; 0: no limit
 }
 
