@@ -24,11 +24,11 @@ const Level = "pkcs11 token: keys cannot be copied out of it; whoever has the PI
 
 // Dial returns the daemon's side of a token, whose driver runs in the helper. The helper is started by the first call that needs it, and is
 // locked until Login or Unwrap brought the PIN; so is one that had to be started anew.
-func Dial(d helper.Dialer, s Spec) (*helper.Enclave, error) {
+func Dial(d helper.Dialer, s Spec) (*helper.Resident, error) {
 	if err := s.Check(); err != nil {
 		return nil, err
 	}
-	return helper.New(d, helper.Config{
+	return helper.NewResident(d, helper.Config{
 		Kind:   Kind,
 		Params: s.params(),
 		Info:   enclave.Info{Kind: Kind, Level: Level, Binding: s.Serial, NeedsYou: true},

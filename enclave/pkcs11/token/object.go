@@ -1,0 +1,187 @@
+//go:build cgo
+
+package token
+
+import (
+	"fmt"
+
+	"github.com/ThalesIgnite/crypto11"
+	"github.com/miekg/pkcs11"
+
+	"github.com/kmsd-project/kmsd/enclave"
+	driver "github.com/kmsd-project/kmsd/enclave/pkcs11"
+)
+
+// object is what we search a token for.
+type object struct {
+	class uint
+	id    [driver.IDSize]byte
+}
+
+func keyObject(class uint, id []byte) object { return object{class, [driver.IDSize]byte(id)} }
+
+// handle returns the handle of the one key with our CKA_ID. Labels and CKA_IDs are not unique on a token: with two hits it is not known
+// which is ours, and neither is used.
+func (c *connection) handle(s pkcs11.SessionHandle, o object) (pkcs11.ObjectHandle, error) {
+	if err := c.usable(); err != nil {
+		return 0, err
+	}
+	c.mu.Lock()
+	h, ok := c.handles[o]
+	c.mu.Unlock()
+	if ok {
+		return h, nil
+	}
+	found, err := c.search(s, o)
+	if err != nil {
+		return 0, err
+	}
+	switch len(found) {
+	case 0:
+		return 0, c.absent(s, o)
+	case 1:
+	default:
+		return 0, &enclave.Error{Kind: enclave.ErrMisconfigured, Detail: fmt.Sprintf("the token has more than one key with CKA_ID %x", o.id),
+			Remedy: "somebody has put another key there: remove it"}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.handles[o] = found[0]
+	return found[0], nil
+}
+
+// search returns the objects with the CKA_ID, two at most.
+func (c *connection) search(s pkcs11.SessionHandle, o object) ([]pkcs11.ObjectHandle, error) {
+	err := c.module.FindObjectsInit(s, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, o.class), pkcs11.NewAttribute(pkcs11.CKA_ID, o.id[:])})
+	if err != nil {
+		return nil, err
+	}
+	var found []pkcs11.ObjectHandle
+	for len(found) < 2 {
+		var more []pkcs11.ObjectHandle
+		if more, _, err = c.module.FindObjects(s, 2); err != nil || len(more) == 0 {
+			break
+		}
+		found = append(found, more...)
+	}
+	if end := c.module.FindObjectsFinal(s); err == nil {
+		err = end
+	}
+	return found, err
+}
+
+// absent is the error for a key that was not found: the token has gone, or the key has.
+func (c *connection) absent(s pkcs11.SessionHandle, o object) error {
+	if _, err := c.module.GetTokenInfo(c.slot); err != nil {
+		return pkcs11.Error(pkcs11.CKR_TOKEN_NOT_PRESENT)
+	}
+	state, err := c.module.GetSessionInfo(s)
+	if err != nil {
+		return err
+	}
+	if c.needsLogin() && state.State != pkcs11.CKS_RW_USER_FUNCTIONS {
+		return pkcs11.Error(pkcs11.CKR_USER_NOT_LOGGED_IN)
+	}
+	c.missed.Store(true)
+	return replaced(fmt.Sprintf("the token is there, but not the key with CKA_ID %x: it was initialised anew, or somebody removed the key", o.id))
+}
+
+func (c *connection) forgetHandles() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	clear(c.handles)
+}
+
+// destroy removes every object with the CKA_ID. None is no error.
+func (c *connection) destroy(s pkcs11.SessionHandle, id []byte) error {
+	if err := c.usable(); err != nil {
+		return err
+	}
+	for _, class := range []uint{pkcs11.CKO_SECRET_KEY, pkcs11.CKO_PRIVATE_KEY, pkcs11.CKO_PUBLIC_KEY} {
+		o := keyObject(class, id)
+		c.mu.Lock()
+		delete(c.handles, o)
+		c.mu.Unlock()
+		for {
+			found, err := c.search(s, o)
+			if err != nil {
+				return err
+			}
+			if len(found) == 0 {
+				break
+			}
+			for _, h := range found {
+				if err := c.module.DestroyObject(s, h); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// secretTemplate is the template of a symmetric key that may do only what is named.
+func secretTemplate(id []byte, label string, may ...crypto11.AttributeType) (crypto11.AttributeSet, error) {
+	return template(id, label, []crypto11.AttributeType{crypto11.CkaEncrypt, crypto11.CkaDecrypt, crypto11.CkaSign, crypto11.CkaVerify,
+		crypto11.CkaWrap, crypto11.CkaUnwrap, crypto11.CkaDerive}, may)
+}
+
+// privateTemplate is the same for the private half of a pair.
+func privateTemplate(id []byte, label string, may ...crypto11.AttributeType) (crypto11.AttributeSet, error) {
+	return template(id, label, []crypto11.AttributeType{crypto11.CkaDecrypt, crypto11.CkaSign, crypto11.CkaSignRecover, crypto11.CkaUnwrap,
+		crypto11.CkaDerive}, may)
+}
+
+func template(id []byte, label string, all, may []crypto11.AttributeType) (crypto11.AttributeSet, error) {
+	a, err := crypto11.NewAttributeSetWithIDAndLabel(id, []byte(label))
+	if err != nil {
+		return nil, err
+	}
+	values := map[crypto11.AttributeType]any{crypto11.CkaToken: true, crypto11.CkaPrivate: true, crypto11.CkaSensitive: true, crypto11.CkaExtractable: false}
+	for _, t := range all {
+		values[t] = false
+	}
+	for _, t := range may {
+		values[t] = true
+	}
+	for t, v := range values {
+		if err := a.Set(t, v); err != nil {
+			return nil, err
+		}
+	}
+	return a, nil
+}
+
+// publicTemplate is the template of the public half of a pair, which nobody needs but those who look at the token.
+func publicTemplate(id []byte, label string) (crypto11.AttributeSet, error) {
+	a, err := crypto11.NewAttributeSetWithIDAndLabel(id, []byte(label))
+	if err != nil {
+		return nil, err
+	}
+	for t, v := range map[crypto11.AttributeType]any{crypto11.CkaToken: true, crypto11.CkaPrivate: false, crypto11.CkaVerify: true} {
+		if err := a.Set(t, v); err != nil {
+			return nil, err
+		}
+	}
+	return a, nil
+}
+
+// confined refuses a new key that can leave the token after all, because the token did not keep to the template.
+func (c *connection) confined(s pkcs11.SessionHandle, h pkcs11.ObjectHandle) error {
+	got, err := c.module.GetAttributeValue(s, h, []*pkcs11.Attribute{
+		pkcs11.NewAttribute(pkcs11.CKA_SENSITIVE, nil), pkcs11.NewAttribute(pkcs11.CKA_ALWAYS_SENSITIVE, nil),
+		pkcs11.NewAttribute(pkcs11.CKA_EXTRACTABLE, nil), pkcs11.NewAttribute(pkcs11.CKA_NEVER_EXTRACTABLE, nil),
+	})
+	if err != nil {
+		return err
+	}
+	for i, want := range []bool{true, true, false, true} {
+		if len(got[i].Value) != 1 || (got[i].Value[0] != 0) != want {
+			return &enclave.Error{Kind: enclave.ErrMisconfigured, Detail: "the token makes keys that can be copied out of it"}
+		}
+	}
+	return nil
+}
+
+// labelOf is what people see when they look at the token.
+func labelOf(what string, id []byte) string { return fmt.Sprintf("kmsd %s %x", what, id[:4]) }
