@@ -35,7 +35,8 @@ const (
 
 // device is the TPM as its one owner goroutine sees it. It is the transport that go-tpm's commands are executed on.
 //
-// Invariant: between two jobs at most the storage key is loaded, and no session is open, unless a connection broke; what a broken
+// Invariant: between two jobs at most the storage key and hotKeys resident keys are loaded, which together fit the three slots that a TPM
+// has at least, and no session is open, unless a connection broke; what a broken
 // connection or another program left behind is flushed when the TPM is full, not before, and never behind a resource manager, where it
 // would be somebody else's.
 //
@@ -49,6 +50,7 @@ type device struct {
 	linked  func(l link)      // told what Close must interrupt, nil for none
 	link    link              // nil when not connected
 	root    *object           // the storage key, nil when not loaded
+	hot     []hotKey          // resident keys that are loaded, those used last in front
 	job     *job              // the one at hand
 }
 
@@ -110,7 +112,7 @@ func (d *device) do(j *job) error {
 			redial *= 2
 		case isReset(err) && resets < 2:
 			resets++
-			d.root = nil
+			d.root, d.hot = nil, nil
 			if isOneOf(err, tpm2.TPMRCInitialize) {
 				d.startup()
 			}
@@ -191,13 +193,16 @@ func (d *device) hangUp() {
 		d.linked(nil)
 		d.link.Close()
 	}
-	d.link, d.root = nil, nil
+	d.link, d.root, d.hot = nil, nil, nil
 }
 
-// leave flushes the storage key, for the next program that uses the TPM, and hangs up.
+// leave flushes what is loaded, for the next program that uses the TPM, and hangs up.
 func (d *device) leave() {
-	if d.link != nil && d.root != nil && !d.managed {
-		d.flush(d.root)
+	if d.link != nil && !d.managed {
+		d.cool()
+		if d.root != nil {
+			d.flush(d.root)
+		}
 	}
 	d.hangUp()
 }
@@ -282,7 +287,7 @@ func (d *device) flush(o *object) {
 // flushAll unloads every transient object and every session, whoever left it. Loaded sessions of any type are listed in the range of HMAC
 // sessions, saved ones in that of policy sessions (TPM 2.0 part 2 section 7.2).
 func (d *device) flushAll() {
-	d.root = nil
+	d.root, d.hot = nil, nil
 	for _, kind := range []tpm2.TPMHT{tpm2.TPMHTTransient, tpm2.TPMHTHMACSession, tpm2.TPMHTPolicySession} {
 		answer, err := tpm2.GetCapability{Capability: tpm2.TPMCapHandles, Property: uint32(kind) << 24, PropertyCount: 254}.Execute(d)
 		if err != nil {
@@ -312,7 +317,15 @@ func storageTemplate() tpm2.TPMTPublic {
 //
 // Invariant: whatever is encrypted to the TPM is encrypted to a key whose name is the pinned one. So somebody between us and the TPM
 // cannot put a key of theirs in its place.
+//
+// All other objects are unloaded, so that there is room.
 func (d *device) storageKey() (*object, error) {
+	d.cool()
+	return d.parent()
+}
+
+// parent is storageKey for those who leave the other objects as they are.
+func (d *device) parent() (*object, error) {
 	if d.root == nil {
 		answer, err := tpm2.CreatePrimary{
 			PrimaryHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: d.ownerSession()},
@@ -395,6 +408,44 @@ func (d *device) load(root *object, public, private []byte) (*object, error) {
 		return nil, err
 	}
 	return o, nil
+}
+
+// hotKeys is how many resident keys stay loaded, so that one that is used again and again is loaded once and not each time.
+const hotKeys = 2
+
+// hotKey is a resident key that is loaded. It is still authorised at every use.
+type hotKey struct {
+	private []byte // of its blob
+	object  *object
+}
+
+// warm returns the resident key, loaded.
+func (d *device) warm(root *object, k *key) (*object, error) {
+	for i, h := range d.hot {
+		if bytes.Equal(h.private, k.private) {
+			copy(d.hot[1:i+1], d.hot[:i])
+			d.hot[0] = h
+			return h.object, nil
+		}
+	}
+	if n := len(d.hot); n == hotKeys {
+		d.flush(d.hot[n-1].object)
+		d.hot = d.hot[:n-1]
+	}
+	o, err := d.load(root, k.public, k.private)
+	if err != nil {
+		return nil, err
+	}
+	d.hot = append([]hotKey{{k.private, o}}, d.hot...)
+	return o, nil
+}
+
+// cool unloads the resident keys.
+func (d *device) cool() {
+	for _, h := range d.hot {
+		d.flush(h.object)
+	}
+	d.hot = nil
 }
 
 // nonceSize is the length of the nonces of sessions in bytes; it is also the strength of a session's freshness.

@@ -56,7 +56,7 @@ func (t *TPM) warn(text string, on bool) {
 
 // look checks that the storage key is still there and the pinned one, without making it anew when it is.
 func (d *device) look() (lockout, error) {
-	root, err := d.storageKey()
+	root, err := d.parent()
 	if err != nil {
 		return lockout{}, err
 	}

@@ -158,20 +158,19 @@ func (t *TPM) Do(ctx context.Context, b enclave.Blob, op enclave.Op, dst []byte)
 
 func errOtherRecord(cause error) error { return corrupt("the key belongs to another record", cause) }
 
-// withKey loads the key for one operation.
+// withKey loads the key for one operation, or takes it as it is still loaded from the last one.
 func (d *device) withKey(k *key, auth []byte, do func(d *device, root, o *object, auth []byte) ([]byte, error)) ([]byte, error) {
-	root, err := d.storageKey()
+	root, err := d.parent()
 	if err != nil {
 		return nil, err
 	}
 	if !bytes.Equal(root.name.Buffer, k.root) {
 		return nil, replaced(k.root, root.name.Buffer)
 	}
-	o, err := d.load(root, k.public, k.private)
+	o, err := d.warm(root, k)
 	if err != nil {
 		return nil, err
 	}
-	defer d.flush(o)
 	result, err := do(d, root, o, auth)
 	if isOneOf(err, tpm2.TPMRCBadAuth, tpm2.TPMRCAuthFail) {
 		return nil, errOtherRecord(err)

@@ -11,9 +11,12 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"errors"
+	"os/exec"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/google/go-tpm/tpm2"
 
@@ -393,4 +396,75 @@ func TestFaultySignatureIsNotReleased(t *testing.T) {
 	if !errors.Is(err, enclave.ErrMisconfigured) || signature != nil {
 		t.Errorf("%x, %v", signature, err)
 	}
+}
+
+// A key that is used again and again is loaded once; others push it out, so that there is always room in the three slots of a TPM; and
+// what is loaded is gone when the device is let go, was reset or was cleared.
+func TestHotKeys(t *testing.T) {
+	s := startSimulator(t)
+	var loads, flushes, full atomic.Int32
+	var before atomic.Pointer[func()]
+	d := s.openWith(Config{}, tapped(func(c []byte) []byte {
+		if f := before.Load(); f != nil {
+			(*f)()
+		}
+		return nil
+	}, func(c, a []byte) []byte {
+		switch commandCode(c) {
+		case tpm2.TPMCCLoad:
+			loads.Add(1)
+		case tpm2.TPMCCFlushContext:
+			flushes.Add(1)
+		}
+		if rc := responseCode(a); isFull(rc) {
+			full.Add(1)
+		}
+		return a
+	}))
+	blob, secret := enrol(t, d, enclave.Auth{})
+	var keys []residentKey
+	for range 4 {
+		keys = append(keys, generate(t, d, spec(keyspec.ECDSAP256, keyspec.Sign)))
+	}
+	sign := func(k residentKey) {
+		t.Helper()
+		if _, err := k.do(t, enclave.Op{Usage: keyspec.Sign, Input: []byte("message")}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	loads.Store(0)
+	const uses = 20
+	for n := range uses {
+		sign(keys[n%hotKeys])
+	}
+	if n := loads.Load(); n > uses/2 { // a machine that is slow may have let the device go in between
+		t.Errorf("%d loads for %d uses of %d keys", n, uses, hotKeys)
+	}
+	for n := range 3 * len(keys) {
+		sign(keys[n%len(keys)])
+		if n%3 == 0 {
+			opens(t, d, blob, enclave.Auth{}, secret)
+		}
+	}
+	if full.Load() != 0 {
+		t.Error("the TPM was full")
+	}
+	time.Sleep(2 * idleSocket)
+	if n := s.count(tpm2.TPMHTTransient); n != 0 {
+		t.Errorf("%d objects stay loaded", n)
+	}
+
+	sign(keys[0])
+	once := func(f func()) {
+		var done sync.Once
+		g := func() { done.Do(f) }
+		before.Store(&g)
+	}
+	once(func() {
+		if out, err := exec.Command("swtpm_ioctl", "--unix", s.socket()+".ctrl", "-i").CombinedOutput(); err != nil {
+			t.Errorf("%v\n%s", err, out)
+		}
+	})
+	sign(keys[0])
+	sign(keys[1])
 }
