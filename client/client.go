@@ -142,6 +142,9 @@ func (c *Client) connect(ctx context.Context) (*conn, error) {
 	if cn != nil && !cn.over.Load() { // another goroutine was faster
 		return cn, nil
 	}
+	if len(c.path) > MaxSocketPath {
+		return nil, fmt.Errorf("%w: the path of its socket has %d bytes, Linux takes %d: %s", ErrUnreachable, len(c.path), MaxSocketPath, c.path)
+	}
 	var d net.Dialer
 	nc, err := d.DialContext(ctx, "unix", c.path)
 	if err != nil {
@@ -238,7 +241,7 @@ func jitter(d time.Duration) time.Duration {
 func isRepeatable(op string) bool {
 	switch op {
 	case proto.OpPing, proto.OpWhoami, proto.OpStatus, proto.OpCapabilities, proto.OpSelfTest,
-		proto.OpKeyGet, proto.OpKeyList, proto.OpPublic, proto.OpCertRequest, proto.OpCertGet,
+		proto.OpKeyGet, proto.OpKeyList, proto.OpKeyFind, proto.OpPublic, proto.OpCertRequest, proto.OpCertGet,
 		proto.OpSign, proto.OpVerify, proto.OpMAC, proto.OpMACVerify, proto.OpEncrypt, proto.OpDecrypt,
 		proto.OpRewrap, proto.OpWrap, proto.OpDataKey, proto.OpRandom,
 		proto.OpSlotList, proto.OpStoreVerify, proto.OpAuditTail, proto.OpAuditHead:

@@ -106,6 +106,16 @@ func (c *Client) Keys(ctx context.Context, prefix string) iter.Seq2[*KeyInfo, er
 	}
 }
 
+// FindKey finds the key, and the version of it, that has a public key or certificate. Kind is spki-sha256, ssh-sha256, cka-id or
+// certificate-sha256 and value the digest (docs/protocol.md, key_find). The error is [ErrNotAvailable] if there is none or no right to use it.
+func (c *Client) FindKey(ctx context.Context, kind string, value []byte) (*KeyInfo, keyspec.Version, error) {
+	var reply proto.KeyFindReply
+	if err := c.Call(ctx, proto.OpKeyFind, &proto.KeyFind{Kind: kind, Value: value}, &reply, nil); err != nil {
+		return nil, 0, err
+	}
+	return &reply.Key, keyspec.Version(reply.Version), nil
+}
+
 // SetLabels sets labels of a key; an empty value removes one.
 func (c *Client) SetLabels(ctx context.Context, name string, labels map[string]string) (*KeyInfo, error) {
 	return c.keyInfo(ctx, proto.OpKeySet, &proto.KeySet{Key: name, Labels: labels})

@@ -49,6 +49,9 @@ func WithTimeout(d time.Duration) Option { return func(o *options) { o.timeout =
 // means one attempt. The default is [DefaultReconnect]. Dial itself makes one attempt.
 func WithReconnect(d time.Duration) Option { return func(o *options) { o.reconnect = d } }
 
+// MaxSocketPath is the length in bytes of the path of a Unix socket (unix(7): sun_path, less the byte that ends it).
+const MaxSocketPath = 107
+
 // SocketPath returns the path that [Dial] would take with these options.
 func SocketPath(opts ...Option) string { return newOptions(opts).path() }
 

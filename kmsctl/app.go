@@ -81,6 +81,9 @@ func (a *app) dial(ctx context.Context) (*client.Client, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	c, err := client.Dial(ctx, options...)
+	if path := client.SocketPath(options...); err != nil && len(path) > client.MaxSocketPath {
+		return nil, withHint(err, "name it by a shorter path with --socket, relative to the working directory or through a symbolic link")
+	}
 	if err != nil {
 		return nil, err
 	}

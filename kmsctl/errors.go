@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -30,6 +31,20 @@ func (e *usageError) Error() string   { return e.cause.Error() }
 func (e *usageError) Unwrap() []error { return []error{errUsage, e.cause} }
 
 func usagef(format string, args ...any) error { return &usageError{fmt.Errorf(format, args...)} }
+
+// flagError says what a flag takes where the parser would tell the name of its own function.
+func flagError(err error) error {
+	var wrong *strconv.NumError
+	if !errors.As(err, &wrong) {
+		return err
+	}
+	takes := map[string]string{"ParseUint": "it takes a whole number from 0", "ParseInt": "it takes a whole number", "ParseBool": "it takes true or false"}[wrong.Func]
+	if errors.Is(err, strconv.ErrRange) {
+		takes = "that number is too large"
+	}
+	what, _, _ := strings.Cut(err.Error(), ": strconv.")
+	return usagef("%s: %s", what, takes)
+}
 
 func asUsage(err error) error {
 	if errors.Is(err, errUsage) {
@@ -104,7 +119,7 @@ func wireHint(e *proto.Error) string {
 	case proto.CodeExpired:
 		return "kmsctl key rotate NAME"
 	case proto.CodeExhausted:
-		return "kmsctl key rotate NAME"
+		return "kmsctl key show NAME tells whether uses are left: an administrator allows more with kmsctl key set NAME --uses N; otherwise kmsctl key rotate NAME"
 	case proto.CodeConflict:
 		return "somebody changed it meanwhile: look again with kmsctl key show NAME, then repeat"
 	case proto.CodeDecryptionFailed:

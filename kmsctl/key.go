@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"time"
 
@@ -18,7 +19,7 @@ import (
 func newKey(a *app) *cobra.Command {
 	c := &cobra.Command{Use: "key", Short: "Create, list and change keys"}
 	c.AddCommand(newKeyCreate(a), newKeyList(a), newKeyShow(a), newKeySet(a), newKeyRotate(a), newKeySuspend(a), newKeyResume(a),
-		newKeyRevoke(a), newKeyDestroy(a), newKeyImport(a))
+		newKeyRevoke(a), newKeyDestroy(a), newKeyImport(a), newKeyFind(a))
 	return c
 }
 
@@ -36,6 +37,7 @@ type newKeyFlags struct {
 	usableVia  []string
 	durable    bool
 	escrow     string
+	uses       uint64
 }
 
 func (f *newKeyFlags) register(c *cobra.Command) {
@@ -52,6 +54,7 @@ func (f *newKeyFlags) register(c *cobra.Command) {
 	flags.StringSliceVar(&f.usableVia, "usable-via", nil, "where uses may come from: native, or the name of a bridge (default: everywhere)")
 	flags.StringVar(&f.escrow, "escrow", "", "of a module key in a tpm or hsm: recipients (a backup can restore its base keys elsewhere, default) or none (they die with the device)")
 	flags.BoolVar(&f.durable, "durable-audit", false, "answer a use only when its audit entry is on disk")
+	flags.Uint64Var(&f.uses, "uses", 0, "how often the key may be used, all its versions together (default: no limit)")
 	c.RegisterFlagCompletionFunc("alg", cobra.FixedCompletions(texts(keyspec.Algorithms()), cobra.ShellCompDirectiveNoFileComp))
 	c.RegisterFlagCompletionFunc("usage", cobra.FixedCompletions(texts(keyspec.Usages()), cobra.ShellCompDirectiveNoFileComp))
 	c.RegisterFlagCompletionFunc("escrow", cobra.FixedCompletions([]string{"recipients", "none"}, cobra.ShellCompDirectiveNoFileComp))
@@ -86,6 +89,7 @@ func (f *newKeyFlags) params(name string) (proto.KeyCreate, error) {
 	return proto.KeyCreate{
 		Name: name, Algorithm: f.algorithm, Usage: f.usage, Protection: f.protection, NotBefore: notBefore, Expires: expires,
 		Exportable: f.exportable, Labels: labels, Profile: f.profile, Keep: f.keep, UsableVia: f.usableVia, Durable: f.durable, Escrow: f.escrow,
+		Uses: f.uses,
 	}, nil
 }
 
@@ -172,10 +176,14 @@ func writeKey(w io.Writer, k *proto.KeyInfo) {
 	if k.MinVersion > 1 {
 		minimum = number(k.MinVersion)
 	}
+	left := ""
+	if k.Limited {
+		left = number(k.UsesLeft)
+	}
 	fields(w, "Name", k.Name, "Algorithm", k.Algorithm, "Usage", strings.Join(k.Usage, ", "), "Schemes", strings.Join(k.Schemes, ", "),
 		"Origin", k.Origin, "Protection", k.Protection, "Escrow", k.Escrow, "Profile", k.Profile, "Attributes", strings.Join(more, ", "),
 		"Owner", "uid "+number(k.Owner), "Labels", labels(k.Labels), "Usable via", strings.Join(k.UsableVia, ", "),
-		"Created", day(k.Created), "Keeps", keep, "Minimum version", minimum)
+		"Created", day(k.Created), "Keeps", keep, "Minimum version", minimum, "Uses left", left)
 	fmt.Fprintln(w)
 	rows := [][]string{{"VERSION", "STATE", "CREATED", "NOT BEFORE", "EXPIRES", "PUBLIC KEY (SHA-256)", "NOTE"}}
 	for _, v := range k.Versions {
@@ -303,24 +311,46 @@ func newKeyShow(a *app) *cobra.Command {
 func newKeySet(a *app) *cobra.Command {
 	var list []string
 	var minVersion, keep uint32
+	var left string
 	c := a.keyAct(&cobra.Command{
 		Use:   "set NAME [flags]",
 		Short: "Change labels and limits of a key",
-		Long:  "Change labels and limits of a key. --label k= removes the label k.",
+		Long: `Change labels and limits of a key. --label k= removes the label k. --uses N says how often the key may still be used, with
+all its versions together; to allow more than are left, or with "none" any number, takes the admin socket.`,
 	}, proto.OpKeySet, func(name string) (proto.Message, error) {
 		labels, err := parseLabels(list, true)
 		if err != nil {
 			return nil, err
 		}
-		if labels == nil && minVersion == 0 && keep == 0 {
-			return nil, usagef("nothing to change: give --label, --min-version or --keep")
+		limit, err := parseUses(left)
+		if err != nil {
+			return nil, err
 		}
-		return &proto.KeySet{Key: name, Labels: labels, MinVersion: minVersion, Keep: keep}, nil
+		if labels == nil && minVersion == 0 && keep == 0 && limit == 0 {
+			return nil, usagef("nothing to change: give --label, --min-version, --keep or --uses")
+		}
+		return &proto.KeySet{Key: name, Labels: labels, MinVersion: minVersion, Keep: keep, Uses: limit}, nil
 	})
 	c.Flags().StringArrayVar(&list, "label", nil, "label, written k=v; repeat for more")
 	c.Flags().Uint32Var(&minVersion, "min-version", 0, "oldest version that may still decrypt or verify")
 	c.Flags().Uint32Var(&keep, "keep", 0, "versions kept for verify and decrypt")
+	c.Flags().StringVar(&left, "uses", "", "how often the key may still be used, or none for no limit")
 	return c
+}
+
+// parseUses reads --uses of key set, 0 when it is not given.
+func parseUses(s string) (int64, error) {
+	switch s {
+	case "":
+		return 0, nil
+	case "none":
+		return proto.NoLimit, nil
+	}
+	n, err := strconv.ParseInt(s, 10, 64)
+	if err != nil || n < 1 {
+		return 0, withHint(usagef("--uses is a number from 1, or none, not %q", s), "to stop all use of a key: kmsctl key suspend NAME")
+	}
+	return n, nil
 }
 
 func newKeyRotate(a *app) *cobra.Command {

@@ -24,8 +24,10 @@ func newPublic(a *app) *cobra.Command {
 	var format string
 	var out outFlags
 	c := uses(&cobra.Command{
-		Use:               "public NAME[@N] [flags]",
-		Short:             "Write the public key",
+		Use:   "public NAME[@N] [flags]",
+		Short: "Write the public key",
+		Long: `Write the public key. With --format fingerprints, write what kmsctl key find finds it by: SHA-256 of the public key
+(SubjectPublicKeyInfo), the CKA_ID that PKCS#11 software knows it by, and the fingerprint of ssh-keygen -l.`,
 		Args:              exactArgs("NAME"),
 		ValidArgsFunction: a.completeKeys,
 		RunE: func(c *cobra.Command, args []string) error {
@@ -33,7 +35,10 @@ func newPublic(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			encoded, err := encodePublic(r.SPKI, format, args[0])
+			encoded := fingerprints(r)
+			if format != "fingerprints" {
+				encoded, err = encodePublic(r.SPKI, format, args[0])
+			}
 			if err != nil {
 				return err
 			}
@@ -41,8 +46,8 @@ func newPublic(a *app) *cobra.Command {
 				encoded, format == "der", modePublic)
 		},
 	}, proto.OpPublic)
-	c.Flags().StringVar(&format, "format", "pem", "pem, der, jwk or ssh")
-	c.RegisterFlagCompletionFunc("format", cobra.FixedCompletions([]string{"pem", "der", "jwk", "ssh"}, cobra.ShellCompDirectiveNoFileComp))
+	c.Flags().StringVar(&format, "format", "pem", "pem, der, jwk, ssh or fingerprints")
+	c.RegisterFlagCompletionFunc("format", cobra.FixedCompletions([]string{"pem", "der", "jwk", "ssh", "fingerprints"}, cobra.ShellCompDirectiveNoFileComp))
 	out.register(c)
 	return c
 }
@@ -77,7 +82,7 @@ func encodePublic(spki []byte, format, comment string) ([]byte, error) {
 		line := ssh.MarshalAuthorizedKey(public)
 		return append(line[:len(line)-1], (" " + comment + "\n")...), nil
 	}
-	return nil, usagef("--format is pem, der, jwk or ssh, not %q", format)
+	return nil, usagef("--format is pem, der, jwk, ssh or fingerprints, not %q", format)
 }
 
 // jwk encodes a public key as in RFC 7518 section 6 and RFC 8037.

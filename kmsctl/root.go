@@ -22,6 +22,7 @@ Exit codes: 0 success, 1 refused or failed, 2 wrong usage, 3 the daemon cannot b
 		SilenceUsage:  true,
 		Args:          cobra.NoArgs,
 	}
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return flagError(err) })
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.socket, "socket", "", "socket of the daemon (default $KMSD_SOCKET, else the admin socket where it may be opened)")
 	flags.BoolVar(&a.json, "json", false, "print JSON")

@@ -71,6 +71,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"daemon":       daemonCommand,
 			"code":         codeCommand,
+			"finds":        findsCommand,
 			"json":         jsonCommand,
 			"big":          bigCommand,
 			"flip":         flipCommand,
@@ -230,6 +231,22 @@ func jsonCommand(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	if matched == neg {
 		ts.Fatalf("%s is %s", args[0], text)
+	}
+}
+
+// finds REF VERSION checks that key find finds a version by everything that identifies it, its certificate included.
+func findsCommand(ts *testscript.TestScript, neg bool, args []string) {
+	ts.Check(ts.Exec("kmsctl", "public", args[0], "--format", "fingerprints"))
+	known := strings.Fields(ts.ReadFile("stdout"))
+	ts.Check(ts.Exec("kmsctl", "--json", "cert", "show", args[0]))
+	var chain []struct{ SHA256 string }
+	ts.Check(json.Unmarshal([]byte(ts.ReadFile("stdout")), &chain))
+	known = append(known, "certificate", chain[0].SHA256)
+	name, _, _ := strings.Cut(args[0], "@")
+	for i := 0; i < len(known); i += 2 {
+		ts.Check(ts.Exec("kmsctl", "--json", "key", "find", "--"+known[i], known[i+1]))
+		jsonCommand(ts, false, []string{"key.name", name})
+		jsonCommand(ts, false, []string{"version", args[1]})
 	}
 }
 

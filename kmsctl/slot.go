@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"strconv"
@@ -149,6 +150,10 @@ func newSlotRemove(a *app) *cobra.Command {
 				return err
 			}
 			if err := a.call(c.Context(), proto.OpSlotRemove, &proto.SlotRef{ID: id}, &proto.Empty{}); err != nil {
+				var wire *proto.Error
+				if errors.As(err, &wire) && wire.Code == proto.CodeState {
+					err = withHint(err, "add another one first: kmsctl slot add recovery")
+				}
 				return err
 			}
 			return a.print(map[string]any{"removed": id}, func(io.Writer) {

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -202,4 +203,33 @@ func FuzzTime(f *testing.F) {
 		}
 		parseDelay(s)
 	})
+}
+
+// TestWrongNumbersAreExplained: nobody who typed a wrong number has to know the functions of Go.
+func TestWrongNumbersAreExplained(t *testing.T) {
+	for line, text := range map[string]string{
+		"random --bytes -1":                          `"--bytes" flag: it takes a whole number from 0`,
+		"random --bytes 5000000000":                  `"--bytes" flag: that number is too large`,
+		"audit tail -n -5":                           `"-n, --lines" flag: it takes a whole number from 0`,
+		"key list --limit x":                         `"--limit" flag: it takes a whole number`,
+		"--json=perhaps status":                      `"--json" flag: it takes true or false`,
+		"key create a/b --alg ed25519 --uses some":   `"--uses" flag: it takes a whole number from 0`,
+		"key create a/b --alg ed25519 --exportable=": `"--exportable" flag: it takes true or false`,
+	} {
+		var stderr strings.Builder
+		code := newApp(strings.NewReader(""), io.Discard, &stderr).run(t.Context(), strings.Fields(line))
+		if got := stderr.String(); code != exitUsage || !strings.Contains(got, text) || strings.Contains(got, "strconv") || !strings.Contains(got, "hint:") {
+			t.Errorf("%s: exit code %d, %s", line, code, got)
+		}
+	}
+}
+
+// TestLongSocketPath: the daemon may well run; it is the path that cannot be used.
+func TestLongSocketPath(t *testing.T) {
+	path := filepath.Join(t.TempDir(), strings.Repeat("x", client.MaxSocketPath))
+	var stderr strings.Builder
+	code := newApp(strings.NewReader(""), io.Discard, &stderr).run(t.Context(), []string{"--socket", path, "status"})
+	if got := stderr.String(); code != exitUnreachable || !strings.Contains(got, "107") || !strings.Contains(got, "hint: name it by a shorter path") {
+		t.Errorf("exit code %d, %s", code, got)
+	}
 }

@@ -99,6 +99,7 @@ type keyView struct {
 	Current    uint32            `json:"current"`
 	MinVersion uint32            `json:"min_version"`
 	Keep       uint32            `json:"keep"`
+	UsesLeft   *uint64           `json:"uses_left,omitempty"` // of a key that is limited to a number of uses
 	Versions   []versionView     `json:"versions"`
 }
 
@@ -121,6 +122,9 @@ func viewKey(k *proto.KeyInfo) keyView {
 		Protection: k.Protection, Escrow: k.Escrow, Warnings: k.Warnings, Profile: k.Profile, Exportable: k.Exportable, Durable: k.Durable, Owner: k.Owner,
 		Labels: k.Labels, UsableVia: orEmpty(k.UsableVia), Created: stamp(k.Created), Current: k.Current,
 		MinVersion: k.MinVersion, Keep: k.Keep, Versions: make([]versionView, len(k.Versions)),
+	}
+	if k.Limited {
+		v.UsesLeft = &k.UsesLeft
 	}
 	if v.Labels == nil {
 		v.Labels = map[string]string{}

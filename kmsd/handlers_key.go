@@ -127,6 +127,18 @@ func infoSize(k *proto.KeyInfo) int {
 	return n
 }
 
+func handleKeyFind(c *call) (proto.Message, error) {
+	in, err := decode[proto.KeyFind](c)
+	if err != nil {
+		return nil, err
+	}
+	key, number, err := c.daemon.engine.Find(c.ctx, &c.session.who, keystore.AliasKind(in.Kind), in.Value)
+	if err != nil {
+		return nil, err
+	}
+	return &proto.KeyFindReply{Key: *keyInfo(key), Version: uint32(number)}, nil
+}
+
 func handleKeySet(c *call) (proto.Message, error) {
 	in, err := decode[proto.KeySet](c)
 	if err != nil {
@@ -137,7 +149,7 @@ func handleKeySet(c *call) (proto.Message, error) {
 		return nil, err
 	}
 	return keyReply(c.daemon.engine.Set(c.ctx, &c.session.who, name, &engine.Settings{
-		Labels: in.Labels, MinVersion: keyspec.Version(in.MinVersion), Keep: in.Keep,
+		Labels: in.Labels, MinVersion: keyspec.Version(in.MinVersion), Keep: in.Keep, Uses: in.Uses,
 	}))
 }
 
@@ -229,7 +241,16 @@ func handlePublic(c *call) (proto.Message, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &proto.PublicReply{Algorithm: string(algorithm), Version: uint32(number), SPKI: p.SPKI}, nil
+	reply := &proto.PublicReply{Algorithm: string(algorithm), Version: uint32(number), SPKI: p.SPKI}
+	for _, alias := range engine.Aliases(number, p.SPKI) {
+		switch alias.Kind {
+		case keystore.AliasCKAID:
+			reply.CKAID = alias.Value
+		case keystore.AliasSSH:
+			reply.SSHSHA256 = alias.Value
+		}
+	}
+	return reply, nil
 }
 
 // keyRef decodes the params of an operation that takes nothing but a key.
@@ -265,6 +286,7 @@ func newKey(in *proto.KeyCreate) (*engine.NewKey, error) {
 		Name: name, Algorithm: algorithm, Usages: usages, Protection: keyspec.Protection(in.Protection),
 		NotBefore: notBefore, Expires: expires, NoExpiry: none, Exportable: in.Exportable, Labels: in.Labels,
 		Profile: in.Profile, Keep: in.Keep, UsableVia: in.UsableVia, Durable: in.Durable, Escrow: engine.Escrow(in.Escrow),
+		Uses: in.Uses,
 	}, nil
 }
 
@@ -299,11 +321,12 @@ func keyInfo(key *keystore.Key) *proto.KeyInfo {
 		Protection: string(key.Protection), Profile: key.Profile, Exportable: key.Exportable, Durable: key.Durable,
 		Owner: key.Owner, Labels: key.Labels, UsableVia: key.UsableVia, Created: seconds(key.Created),
 		Current: uint32(key.Current), MinVersion: uint32(key.MinVersion), Keep: key.Keep,
+		Limited: key.Limited, UsesLeft: key.UsesLeft,
 		Versions: make([]proto.VersionInfo, len(key.Versions)),
 	}
 	info.Warnings = warnings(key)
 	if row, err := mechanism.Lookup(key.Algorithm); err == nil {
-		info.Schemes = words(row.Schemes)
+		info.Schemes = words(row.SchemesFor(key.Usages))
 	}
 	for i := range key.Versions {
 		v := &key.Versions[i]

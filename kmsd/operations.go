@@ -25,6 +25,7 @@ func operations() map[string]operation {
 		proto.OpKeyImport:        {onBoth, whenReady, importing, handleKeyImport},
 		proto.OpKeyGet:           {onBoth, whenReady, pool, handleKeyGet},
 		proto.OpKeyList:          {onBoth, whenReady, disk, handleKeyList},
+		proto.OpKeyFind:          {onBoth, whenReady, disk, handleKeyFind},
 		proto.OpKeySet:           {onBoth, whenReady, disk, handleKeySet},
 		proto.OpKeyRotate:        {onBoth, whenReady, rotating, handleKeyRotate},
 		proto.OpKeySuspend:       {onBoth, whenReady, disk, handleKeySuspend},

@@ -195,6 +195,7 @@ func (m *KeyCreate) fields(f *fields) {
 	f.strs("usable_via", &m.UsableVia, keyspec.MaxUsableVia, keyspec.MaxBridgeName)
 	f.bool("durable", &m.Durable)
 	f.str("escrow", &m.Escrow, maxWord)
+	f.u64("uses", &m.Uses)
 }
 
 func (m *KeyImportBegin) fields(*fields) {}
@@ -230,6 +231,8 @@ func (m *KeyInfo) fields(f *fields) {
 	f.u32("current", &m.Current)
 	f.u32("min_version", &m.MinVersion)
 	f.u32("keep", &m.Keep)
+	f.bool("limited", &m.Limited)
+	f.u64("uses_left", &m.UsesLeft)
 	list(f, "versions", &m.Versions, keyspec.MaxVersions)
 	f.str("escrow", &m.Escrow, maxWord)
 	f.texts("warnings", &m.Warnings, MaxWarnings, maxWarning)
@@ -259,11 +262,22 @@ func (m *KeyListReply) fields(f *fields) {
 	f.bin("next", &m.Next, maxCursor)
 }
 
+func (m *KeyFind) fields(f *fields) {
+	f.str("kind", &m.Kind, maxWord)
+	f.bin("value", &m.Value, maxWord)
+}
+
+func (m *KeyFindReply) fields(f *fields) {
+	f.msg("key", &m.Key)
+	f.u32("version", &m.Version)
+}
+
 func (m *KeySet) fields(f *fields) {
 	f.str("key", &m.Key, keyspec.MaxRef)
 	f.dict("labels", &m.Labels, keyspec.MaxLabels, keyspec.MaxLabelName, keyspec.MaxLabelValue)
 	f.u32("min_version", &m.MinVersion)
 	f.u32("keep", &m.Keep)
+	f.i64("uses", &m.Uses)
 }
 
 func (m *KeyRotate) fields(f *fields) {
@@ -287,6 +301,8 @@ func (m *PublicReply) fields(f *fields) {
 	f.str("algorithm", &m.Algorithm, maxWord)
 	f.u32("version", &m.Version)
 	f.bin("spki", &m.SPKI, maxSPKI)
+	f.bin("cka_id", &m.CKAID, 20)
+	f.bin("ssh_sha256", &m.SSHSHA256, 32)
 }
 
 func (m *Sign) fields(f *fields) {

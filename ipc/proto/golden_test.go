@@ -186,7 +186,7 @@ func fillValue(v reflect.Value, name string) {
 
 // wireName is the law of names on the wire: snake case of the name in Go.
 func wireName(field string) string {
-	if special, ok := map[string]string{"SPKISHA256": "spki_sha256", "RetryAfterMS": "retry_after_ms"}[field]; ok {
+	if special, ok := map[string]string{"SPKISHA256": "spki_sha256", "CKAID": "cka_id", "SSHSHA256": "ssh_sha256", "RetryAfterMS": "retry_after_ms"}[field]; ok {
 		return special
 	}
 	var b strings.Builder

@@ -4,6 +4,9 @@ package proto
 // NoExpiry means "none, and that was asked for".
 const NoExpiry = -1
 
+// NoLimit as the uses of a key_set removes the limit of uses.
+const NoLimit = -1
+
 // Empty is the params or the result of an operation that has none.
 type Empty struct{}
 
@@ -165,6 +168,7 @@ type KeyCreate struct {
 	UsableVia  []string
 	Durable    bool   // each use is on disk in the audit before it is answered
 	Escrow     string // of a module key in a device: recipients (default) or none; see KeyInfo
+	Uses       uint64 // how often the key may be used; 0: no limit
 }
 
 // KeyImportBegin asks for a one-time public key of the daemon to wrap material to.
@@ -206,6 +210,8 @@ type KeyInfo struct {
 	Current    uint32
 	MinVersion uint32
 	Keep       uint32
+	Limited    bool   // to a number of uses
+	UsesLeft   uint64 // with Limited
 	Versions   []VersionInfo
 	Escrow     string   // of a module key in a device: recipients or none, who can restore its base keys elsewhere
 	Warnings   []string // what its owner should know, such as that there is no backup of it; not in lists
@@ -238,12 +244,25 @@ type KeyListReply struct {
 	Next []byte // empty: that was the last page
 }
 
+// KeyFind asks for the key whose public half or certificate has a digest.
+type KeyFind struct {
+	Kind  string // spki-sha256, ssh-sha256, cka-id or certificate-sha256
+	Value []byte // 20 bytes for cka-id, else 32
+}
+
+// KeyFindReply is the key that was found, and which of its versions it was found by.
+type KeyFindReply struct {
+	Key     KeyInfo
+	Version uint32
+}
+
 // KeySet changes what may be changed of a key.
 type KeySet struct {
 	Key        string
 	Labels     map[string]string // to be set; an empty value removes the label
 	MinVersion uint32            // 0: unchanged
 	Keep       uint32            // 0: unchanged
+	Uses       int64             // uses left from now on; 0: unchanged, NoLimit: no limit. More than before: admin socket
 }
 
 // KeyRotate makes a new version the current one.
@@ -271,6 +290,8 @@ type PublicReply struct {
 	Algorithm string
 	Version   uint32
 	SPKI      []byte // SubjectPublicKeyInfo, DER
+	CKAID     []byte // what key_find finds it by besides its SHA-256
+	SSHSHA256 []byte // empty for a key that SSH has no form for
 }
 
 // Sign signs Data, or Digest when the scheme hashes first.

@@ -23,6 +23,7 @@ const (
 	OpKeyImport        = "key_import"
 	OpKeyGet           = "key_get"
 	OpKeyList          = "key_list"
+	OpKeyFind          = "key_find"
 	OpKeySet           = "key_set"
 	OpKeyRotate        = "key_rotate"
 	OpKeySuspend       = "key_suspend"

@@ -40,6 +40,7 @@ func Bodies() []Body {
 		body[KeyImport, KeyInfo](OpKeyImport),
 		body[KeyRef, KeyInfo](OpKeyGet),
 		body[KeyList, KeyListReply](OpKeyList),
+		body[KeyFind, KeyFindReply](OpKeyFind),
 		body[KeySet, KeyInfo](OpKeySet),
 		body[KeyRotate, KeyInfo](OpKeyRotate),
 		body[KeyRef, KeyInfo](OpKeySuspend),

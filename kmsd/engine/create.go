@@ -253,6 +253,7 @@ func (u *use) setPublic(ch *keystore.Change, v *keystore.Version, spki []byte) {
 	}
 	v.SPKISHA256 = sha256.Sum256(spki)
 	ch.Public = map[keyspec.Version]keystore.Public{v.Number: {SPKI: spki}}
+	ch.Aliases = Aliases(v.Number, spki)
 }
 
 // requestKey makes a client's request key one of its own: nobody else's can be equal.

@@ -473,3 +473,32 @@ func randomBytes(n int) []byte {
 	rand.Read(b)
 	return b
 }
+
+// TestSchemesFollowUsages: a key lists the schemes that it can be put to, and no others of its algorithm.
+func TestSchemesFollowUsages(t *testing.T) {
+	for _, c := range []struct {
+		algorithm     keyspec.Algorithm
+		usages        []keyspec.Usage
+		first, others string
+	}{
+		{keyspec.RSA2048, []keyspec.Usage{keyspec.Sign, keyspec.Verify}, "rsa-pss-sha256", "rsa-pss-sha384 rsa-pss-sha512 rsa-pkcs1-sha256 rsa-pkcs1-sha384 rsa-pkcs1-sha512"},
+		{keyspec.RSA2048, []keyspec.Usage{keyspec.Certify}, "rsa-pss-sha256", "rsa-pss-sha384 rsa-pss-sha512 rsa-pkcs1-sha256 rsa-pkcs1-sha384 rsa-pkcs1-sha512"},
+		{keyspec.RSA4096, []keyspec.Usage{keyspec.Encrypt, keyspec.Decrypt}, "rsa-oaep-sha256", ""},
+		{keyspec.RSA4096, []keyspec.Usage{keyspec.Unwrap}, "rsa-oaep-sha256", ""},
+		{keyspec.RSA3072, mosipModule, "rsa-pss-sha256", "rsa-pss-sha384 rsa-pss-sha512 rsa-pkcs1-sha256 rsa-pkcs1-sha384 rsa-pkcs1-sha512 rsa-oaep-sha256"},
+		{keyspec.ECDSAP384, []keyspec.Usage{keyspec.Verify}, "ecdsa-sha384", "ecdsa-sha256 ecdsa-sha512"},
+		{keyspec.AES256GCM, []keyspec.Usage{keyspec.Encrypt}, "", ""},
+	} {
+		row, err := Lookup(c.algorithm)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var words []string
+		for _, s := range row.SchemesFor(c.usages) {
+			words = append(words, string(s))
+		}
+		if got, want := strings.Join(words, " "), strings.TrimSpace(c.first+" "+c.others); got != want {
+			t.Errorf("%s %v: %s, want %s", c.algorithm, c.usages, got, want)
+		}
+	}
+}

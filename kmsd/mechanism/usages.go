@@ -21,6 +21,20 @@ var purposes = [][]keyspec.Usage{certifying, encrypting, wrapping}
 
 var purposesRSA = [][]keyspec.Usage{certifying, decrypting}
 
+// SchemesFor returns the schemes of the algorithm that a key with these usages can be put to, the default first.
+func (r *Row) SchemesFor(usages []keyspec.Usage) []keyspec.Scheme {
+	has := func(set []keyspec.Usage) bool {
+		return slices.ContainsFunc(usages, func(u keyspec.Usage) bool { return slices.Contains(set, u) })
+	}
+	signs, decrypts := has(certifying), has(decrypting)
+	return slices.DeleteFunc(slices.Clone(r.Schemes), func(s keyspec.Scheme) bool {
+		if s == keyspec.RSAOAEPSHA256 {
+			return !decrypts
+		}
+		return !signs
+	})
+}
+
 // ValidateUsages reports whether a key of algorithm a may have the usages, under the profile ("" for none). Errors wrap
 // ErrUsages or keyspec.ErrAlgorithm. A set must not be empty nor name a usage twice.
 func ValidateUsages(a keyspec.Algorithm, usages []keyspec.Usage, profile string) error {
