@@ -37,9 +37,14 @@ type Work int
 
 // The kinds of work.
 const (
-	Quick Work = iota // under about 100 us: its reply waits for other quick work of the connection
-	Slow              // its reply is written at once
+	Quick  Work = iota // under about 100 us: its reply waits for other quick work of the connection
+	Steady             // milliseconds of computing: of much that is queued, some replies wait for each other
+	Slow               // its reply is written at once
 )
+
+// steadyShare is the part of the queue that a reply of steady work may wait for: the sixteenth of a wait that is as long as
+// the queue anyway, and a sixteenth of the times that the peer is woken.
+const steadyShare = 16
 
 // Appender appends one whole frame, with its length word, to dst.
 type Appender interface {
@@ -87,9 +92,11 @@ type Conn struct {
 	change  sync.Cond // work, out or dead changed
 	out     []byte    // replies not handed to the kernel, nil when there are none
 	replies int       // number of them
+	sum     uint64    // of all replies so far
 	batch   bool      // the reader is handling frames
-	quick   int       // quick work in the background
-	work    int       // all of it
+	quick   int       // quick work in the background,
+	steady  int       // steady work,
+	work    int       // and all of it
 	writing bool
 	reason  error // why the reader shall stop
 	dead    bool
@@ -136,21 +143,28 @@ func (c *Conn) Busy() bool {
 // Begin announces work that will reply from another goroutine; End, after the reply, that it is done.
 func (c *Conn) Begin(w Work) {
 	c.mu.Lock()
-	c.work++
-	if w == Quick {
-		c.quick++
-	}
+	c.count(w, 1)
 	c.mu.Unlock()
 }
+
+func (c *Conn) count(w Work, n int) {
+	c.work += n
+	switch w {
+	case Quick:
+		c.quick += n
+	case Steady:
+		c.steady += n
+	}
+}
+
+// due reports whether replies wait for nothing any more.
+func (c *Conn) due() bool { return !c.batch && c.quick == 0 && c.replies >= c.steady/steadyShare }
 
 // End ends what Begin began and writes the replies, unless other work is about to add to them.
 func (c *Conn) End(w Work) {
 	c.mu.Lock()
-	c.work--
-	if w == Quick {
-		c.quick--
-	}
-	if w == Slow || c.quick == 0 && !c.batch {
+	c.count(w, -1)
+	if w == Slow || w == Quick && c.quick == 0 && !c.batch || c.due() {
 		c.flush()
 	}
 	if c.work == 0 {
@@ -201,7 +215,8 @@ func (c *Conn) room(n int) {
 
 func (c *Conn) queued() {
 	c.replies++
-	if !c.batch && c.quick == 0 || c.replies >= coalesceReplies || len(c.out) >= coalesceBytes {
+	c.sum++
+	if c.due() || c.replies >= coalesceReplies || len(c.out) >= coalesceBytes {
 		c.flush()
 	}
 }
@@ -444,6 +459,7 @@ func (c *Conn) onReadable(fd uintptr) bool {
 func (c *Conn) handle() error {
 	c.mu.Lock()
 	c.batch = true
+	sum := c.sum
 	c.mu.Unlock()
 	var err error
 	began := c.start
@@ -473,7 +489,7 @@ func (c *Conn) handle() error {
 	}
 	c.mu.Lock()
 	c.batch = false
-	if c.quick == 0 || err != nil {
+	if c.quick == 0 && c.sum != sum || c.due() || err != nil {
 		c.flush()
 	}
 	c.mu.Unlock()

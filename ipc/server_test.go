@@ -449,6 +449,54 @@ func TestCoalescing(t *testing.T) {
 	}
 }
 
+// TestSteadyWork: of much steady work a few replies come together, of little each at once, and none is left behind.
+func TestSteadyWork(t *testing.T) {
+	e := &echo{lane: NewLane(1, 100, nil), gate: make(chan struct{}), background: func(f []byte) (Work, bool) { return Steady, f[0] < 100 }}
+	defer e.lane.Close()
+	_, path := start(t, e, Limits{})
+	c := dial(t, path)
+	const n = 3 * steadyShare
+	for i := range n {
+		c.Write(frame([]byte{byte(i)}))
+	}
+	for start := time.Now(); e.lane.Queued() < n-1; time.Sleep(time.Millisecond) {
+		if time.Since(start) > 10*time.Second {
+			t.Fatal("the work is not queued")
+		}
+	}
+	answered := func() bool {
+		c.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+		_, err := readFrame(c)
+		return err == nil
+	}
+	e.gate <- struct{}{}
+	if answered() {
+		t.Errorf("one reply of %d was not worth waiting with", n)
+	}
+	e.gate <- struct{}{}
+	for range 2 {
+		if !answered() {
+			t.Error("two replies are still waiting")
+		}
+	}
+	e.gate <- struct{}{}
+	if c.Write(frame([]byte{100})); !answered() || !answered() {
+		t.Error("a reply of the reader waits for steady work")
+	}
+	for i := 3; i < n; i++ {
+		e.gate <- struct{}{}
+		if left := n - 1 - i; left < steadyShare && !answered() {
+			t.Errorf("a reply waits for %d others", left)
+		} else if left == steadyShare {
+			for range i - 2 {
+				if !answered() {
+					t.Error("a reply got lost")
+				}
+			}
+		}
+	}
+}
+
 func TestHalfClose(t *testing.T) {
 	e := &echo{lane: NewLane(1, 10, nil), gate: make(chan struct{}), background: func([]byte) (Work, bool) { return Slow, true }}
 	defer e.lane.Close()

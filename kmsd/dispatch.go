@@ -98,7 +98,7 @@ func shapes() [lanes]laneShape {
 	n := runtime.GOMAXPROCS(0)
 	return [lanes]laneShape{
 		lanePool:   {n, 4096, 5 * time.Millisecond, ipc.Quick},
-		laneRSA:    {n, 1024, 50 * time.Millisecond, ipc.Slow},
+		laneRSA:    {n, 1024, 50 * time.Millisecond, ipc.Steady},
 		laneKeygen: {1, 128, time.Second, ipc.Slow},
 		laneStore:  {128, 1024, 50 * time.Millisecond, ipc.Slow},
 		laneDevice: {4, 64, 500 * time.Millisecond, ipc.Slow},
@@ -185,6 +185,7 @@ type session struct {
 	bytes      int // space of inFlight
 	streams    map[uint64]*openStream
 	nextStream uint64
+	pending    *pending // secrets that the client has not confirmed
 	closed     bool
 }
 
@@ -226,6 +227,9 @@ func (s *session) Frame(f []byte) error {
 		return s.cancel(c)
 	}
 	op, e := d.find(c.request.Op, s.who.Admin)
+	if e != nil && e.Code == proto.CodeLocked && d.mayHeal() {
+		op, e = &operation{lane: device, handle: handleHealing}, nil
+	}
 	if e != nil {
 		s.refused(c, c.request.Op, e)
 		return s.reject(c, e)
@@ -428,12 +432,13 @@ func (s *session) Closed(err error) {
 	for _, c := range s.inFlight {
 		c.cancel(errGone)
 	}
-	streams := s.streams
-	s.streams = nil
+	streams, unconfirmed := s.streams, s.pending
+	s.streams, s.pending = nil, nil
 	s.mu.Unlock()
 	for _, o := range streams {
 		o.end()
 	}
+	unconfirmed.drop()
 }
 
 // farewell sends an error that concerns the connection and no request, under id 0.
