@@ -24,8 +24,9 @@ import (
 
 // Devices finds the devices that hold resident keys.
 type Devices interface {
-	// Device returns the device at a location or, with an empty location, the one that new keys of this protection are made in.
-	Device(ctx context.Context, p keyspec.Protection, location string) (Device, error)
+	// Device returns the device at a location, which had this binding when the key was made that is looked for; or, with an empty
+	// location, the one that new keys of this protection are made in.
+	Device(ctx context.Context, p keyspec.Protection, location, binding string) (Device, error)
 }
 
 // Device is a device that holds resident keys.
@@ -126,7 +127,7 @@ func (u *use) resident() (*mechanism.Key, error) {
 	if err != nil {
 		return nil, err
 	}
-	d, err := u.device(l.protection, l.record.location)
+	d, err := u.device(l.protection, l.record.location, l.record.binding)
 	if err != nil {
 		return nil, err
 	}
@@ -174,12 +175,12 @@ func (u *use) residentRecord(ref keyspec.Ref) (*residentKey, error) {
 	return decodeResident(b)
 }
 
-// device returns a device, at the location of a key that is in it or, for an empty location, for new keys.
-func (u *use) device(p keyspec.Protection, location string) (Device, error) {
+// device returns the device that a key is in or, for an empty location, the one for new keys.
+func (u *use) device(p keyspec.Protection, location, binding string) (Device, error) {
 	if u.devices == nil {
 		return Device{}, fmt.Errorf("%w: no device for keys with protection %s", ErrUnsupported, p)
 	}
-	d, err := u.devices.Device(u.ctx, p, location)
+	d, err := u.devices.Device(u.ctx, p, location, binding)
 	if err == nil && d.Resident == nil {
 		err = fmt.Errorf("%w: the device at %s holds no keys", ErrUnsupported, d.Location)
 	}
@@ -231,7 +232,7 @@ func (u *use) inDevice(d *Device, limit time.Duration, f func(context.Context) e
 // Mechanisms lists what the device that new keys of a protection are made in can do.
 func (e *Engine) Mechanisms(ctx context.Context, p keyspec.Protection) (location string, list []enclave.Mechanism, err error) {
 	u := use{Engine: e, ctx: ctx, now: e.now()}
-	d, err := u.device(p, "")
+	d, err := u.device(p, "", "")
 	if err != nil {
 		return "", nil, err
 	}
@@ -268,7 +269,7 @@ func Can(list []enclave.Mechanism, row *mechanism.Row, usages []keyspec.Usage) b
 // withResident calls f with the record and the public half of a new key version that was made in a device. If nothing comes of it,
 // the device is told to forget the key.
 func (u *use) withResident(key *keystore.Key, number keyspec.Version, row *mechanism.Row, f func(record, spki []byte) error) error {
-	location := ""
+	location, binding := "", ""
 	if n := len(key.Versions); number > 1 && n > 0 { // in the device that has the versions before
 		for i := n - 1; i >= 0 && location == ""; i-- {
 			if v := &key.Versions[i]; v.Number < number && v.State != keyspec.Destroyed {
@@ -276,11 +277,11 @@ func (u *use) withResident(key *keystore.Key, number keyspec.Version, row *mecha
 				if err != nil {
 					return err
 				}
-				location = l.record.location
+				location, binding = l.record.location, l.record.binding
 			}
 		}
 	}
-	d, err := u.device(key.Protection, location)
+	d, err := u.device(key.Protection, location, binding)
 	if err != nil {
 		return err
 	}
@@ -372,7 +373,7 @@ func (u *use) goners(changes []keystore.Change) (list []gone) {
 // bury has the devices destroy what a commit has destroyed.
 func (u *use) bury(list []gone) {
 	for _, g := range list {
-		d, err := u.device(g.protection, g.record.location)
+		d, err := u.device(g.protection, g.record.location, g.record.binding)
 		if err != nil {
 			u.log.Warn("a device still holds a key that is destroyed", "device", g.record.location, "error", err)
 			continue

@@ -193,7 +193,7 @@ func (k *token) count() int {
 // rack finds devices by location; those for new keys are at the name of the protection.
 type rack map[string]*token
 
-func (r rack) Device(_ context.Context, p keyspec.Protection, location string) (Device, error) {
+func (r rack) Device(_ context.Context, p keyspec.Protection, location, _ string) (Device, error) {
 	if location == "" {
 		location = string(p)
 	}
