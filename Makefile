@@ -15,17 +15,21 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.9.0
 
 # What the tests use besides Go: a C compiler for the race detector, OpenSSL as the outside judge, Python for the example
-# client, setpriv (util-linux) for a second user, a software TPM and the provider with which OpenSSL uses one.
-PACKAGES = gcc libc6-dev openssl python3 util-linux git ca-certificates swtpm swtpm-tools tpm2-openssl
-TOOLS    = gcc openssl python3 setpriv git swtpm swtpm_setup
+# client, setpriv (util-linux) for a second user, a software TPM and the provider with which OpenSSL uses one, a software
+# PKCS#11 token.
+PACKAGES = gcc libc6-dev openssl python3 util-linux git ca-certificates swtpm swtpm-tools tpm2-openssl softhsm2
+TOOLS    = gcc openssl python3 setpriv git swtpm swtpm_setup softhsm2-util
 
 .PHONY: help build demo test test-packages check vuln fuzz bench man clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-build: ## bin/kmsd, bin/kmsctl, bin/kmsd-keyring
+build: ## bin/kmsd, bin/kmsctl, bin/kmsd-keyring and, with a C compiler, bin/kmsd-pkcs11
 	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/ ./kmsd ./kmsctl ./enclave/keyring/kmsd-keyring
+	@if echo '#include <stdlib.h>' | $$($(GO) env CC) -E - >/dev/null 2>&1; then set -x; \
+		CGO_ENABLED=1 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/ ./enclave/pkcs11/kmsd-pkcs11; \
+	else echo "no C compiler: bin/kmsd-pkcs11, the helper for PKCS#11 tokens, is not built"; fi
 
 demo: build ## sign, encrypt and decrypt a registration packet through a private kmsd
 	@CGO_ENABLED=0 $(GO) run ./docs/examples/demo -bin bin
