@@ -185,7 +185,6 @@ type session struct {
 	bytes      int // space of inFlight
 	streams    map[uint64]*openStream
 	nextStream uint64
-	pending    *pending // secrets that the client has not confirmed
 	closed     bool
 }
 
@@ -227,9 +226,6 @@ func (s *session) Frame(f []byte) error {
 		return s.cancel(c)
 	}
 	op, e := d.find(c.request.Op, s.who.Admin)
-	if e != nil && e.Code == proto.CodeLocked && d.mayHeal() {
-		op, e = &operation{lane: device, handle: handleHealing}, nil
-	}
 	if e != nil {
 		s.refused(c, c.request.Op, e)
 		return s.reject(c, e)
@@ -432,13 +428,12 @@ func (s *session) Closed(err error) {
 	for _, c := range s.inFlight {
 		c.cancel(errGone)
 	}
-	streams, unconfirmed := s.streams, s.pending
-	s.streams, s.pending = nil, nil
+	streams := s.streams
+	s.streams = nil
 	s.mu.Unlock()
 	for _, o := range streams {
 		o.end()
 	}
-	unconfirmed.drop()
 }
 
 // farewell sends an error that concerns the connection and no request, under id 0.
