@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/kmsd-project/kmsd/enclave"
 	"github.com/kmsd-project/kmsd/keystore"
 	"github.com/kmsd-project/kmsd/keystore/keyspec"
 	"github.com/kmsd-project/kmsd/kmsd/mechanism"
@@ -62,9 +63,19 @@ var untouched = []error{
 	ErrInput, ErrUnsupported, ErrState, ErrUsage, ErrExpired, ErrExhausted, keystore.ErrExists, mechanism.ErrInput, mechanism.ErrUnsupported, mechanism.ErrSelfTest,
 }
 
+// counts reports whether a use that ended with err counts: the key was touched, or may have been, and that told the caller
+// something.
+func counts(err error) bool {
+	var device *enclave.Error
+	if errors.As(err, &device) {
+		return errors.Is(err, enclave.ErrDecryption) // from other failures of a device nobody learns anything
+	}
+	return !slices.ContainsFunc(untouched, func(e error) bool { return errors.Is(err, e) })
+}
+
 // unspend gives the use back if err says that it was not made.
 func (u *use) unspend(err error) {
-	if u.spent == nil || !slices.ContainsFunc(untouched, func(e error) bool { return errors.Is(err, e) }) {
+	if u.spent == nil || counts(err) {
 		return
 	}
 	u.spent.mu.Lock()

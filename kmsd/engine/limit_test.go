@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -9,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/kmsd-project/kmsd/enclave"
 	"github.com/kmsd-project/kmsd/keystore"
 	"github.com/kmsd-project/kmsd/keystore/keyspec"
 	"github.com/kmsd-project/kmsd/kmsd/mechanism"
@@ -337,6 +339,19 @@ func TestRefusedRequestsAreNoUses(t *testing.T) {
 	want(t, "damaged ciphertext", err, ErrDecryption)
 	_, err = h.decrypt(h.app, "APP/open", sealed)
 	want(t, "the attempt counted", err, ErrExhausted)
+}
+
+func TestWhatCountsAsUse(t *testing.T) {
+	device := func(kind error) error { return fmt.Errorf("sign: %w", &enclave.Error{Kind: kind}) }
+	for err, want := range map[error]bool{
+		nil: true, ErrDecryption: true, mechanism.ErrVerification: true, ErrInternal: true, context.DeadlineExceeded: true, keystore.ErrStorage: true,
+		ErrInput: false, keystore.ErrExists: false, fmt.Errorf("x: %w", mechanism.ErrInput): false,
+		device(enclave.ErrAbsent): false, device(enclave.ErrLocked): false, device(enclave.ErrDecryption): true,
+	} {
+		if counts(err) != want {
+			t.Errorf("a use that ends with %v counts: %v", err, !want)
+		}
+	}
 }
 
 // TestLimitedUsesMayWait: a use that has to reserve does not run where it would hold others up.
