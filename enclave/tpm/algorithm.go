@@ -20,6 +20,7 @@ type algorithm struct {
 	bits  tpm2.TPMIRSAKeyBits // RSA
 	curve tpm2.TPMECCCurve    // ECDSA and ECDH
 	agree bool                // ECDH
+	mac   tpm2.TPMIAlgHash    // HMAC
 }
 
 var algorithms = []algorithm{
@@ -32,6 +33,9 @@ var algorithms = []algorithm{
 	{name: keyspec.ECDHP256, curve: tpm2.TPMECCNistP256, agree: true},
 	{name: keyspec.ECDHP384, curve: tpm2.TPMECCNistP384, agree: true},
 	{name: keyspec.ECDHP521, curve: tpm2.TPMECCNistP521, agree: true},
+	{name: keyspec.HMACSHA256, mac: tpm2.TPMAlgSHA256},
+	{name: keyspec.HMACSHA384, mac: tpm2.TPMAlgSHA384},
+	{name: keyspec.HMACSHA512, mac: tpm2.TPMAlgSHA512},
 }
 
 func algorithmOf(name keyspec.Algorithm) (algorithm, error) {
@@ -96,7 +100,8 @@ func schemeOf(a algorithm, u keyspec.Usage, name keyspec.Scheme) (scheme, error)
 	return scheme{}, unsupported("%s with scheme %q", a.name, string(name))
 }
 
-// template is the public area of a key for these usages. It names no scheme, so that each operation may name its own.
+// template is the public area of a key for these usages. It names no scheme, so that each operation may name its own, but for HMAC keys:
+// with the hash the TPM knows how long to make them.
 func (a algorithm) template(usages []keyspec.Usage) (tpm2.TPMTPublic, error) {
 	p := tpm2.TPMTPublic{NameAlg: tpm2.TPMAlgSHA256,
 		ObjectAttributes: tpm2.TPMAObject{FixedTPM: true, FixedParent: true, SensitiveDataOrigin: true, UserWithAuth: true, NoDA: true}}
@@ -104,7 +109,7 @@ func (a algorithm) template(usages []keyspec.Usage) (tpm2.TPMTPublic, error) {
 		switch {
 		case u == keyspec.Verify && !a.agree, u == keyspec.Encrypt && a.bits != 0, u == keyspec.Wrap && a.bits != 0:
 			// needs only the public half
-		case (u == keyspec.Sign || u == keyspec.Certify) && !a.agree:
+		case (u == keyspec.Sign || u == keyspec.Certify) && !a.agree && a.mac == 0, u == keyspec.MAC && a.mac != 0:
 			p.ObjectAttributes.SignEncrypt = true
 		case (u == keyspec.Decrypt || u == keyspec.Unwrap) && a.bits != 0, u == keyspec.Agree && a.agree:
 			p.ObjectAttributes.Decrypt = true
@@ -115,10 +120,15 @@ func (a algorithm) template(usages []keyspec.Usage) (tpm2.TPMTPublic, error) {
 	if !p.ObjectAttributes.SignEncrypt && !p.ObjectAttributes.Decrypt {
 		return p, unsupported("%s keys of a TPM without a use of their private half", a.name)
 	}
-	if a.bits != 0 {
+	switch {
+	case a.mac != 0:
+		p.Type = tpm2.TPMAlgKeyedHash
+		p.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgKeyedHash, &tpm2.TPMSKeyedHashParms{Scheme: tpm2.TPMTKeyedHashScheme{
+			Scheme: tpm2.TPMAlgHMAC, Details: tpm2.NewTPMUSchemeKeyedHash(tpm2.TPMAlgHMAC, &tpm2.TPMSSchemeHMAC{HashAlg: a.mac})}})
+	case a.bits != 0:
 		p.Type = tpm2.TPMAlgRSA
 		p.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgRSA, &tpm2.TPMSRSAParms{KeyBits: a.bits})
-	} else {
+	default:
 		p.Type = tpm2.TPMAlgECC
 		p.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgECC, &tpm2.TPMSECCParms{CurveID: a.curve})
 	}
@@ -145,7 +155,7 @@ func (t *TPM) Mechanisms(ctx context.Context) ([]enclave.Mechanism, error) {
 			for _, u := range a.usages() {
 				m := enclave.Mechanism{Algorithm: a.name, Usage: u}
 				for _, s := range schemes {
-					if !s.fits(a) || (s.alg == tpm2.TPMAlgOAEP) != (u == keyspec.Decrypt) || u == keyspec.Agree {
+					if !s.fits(a) || (s.alg == tpm2.TPMAlgOAEP) != (u == keyspec.Decrypt) {
 						continue
 					}
 					ok, err := d.has(tpm2.TPMAlgID(s.id), s.alg)
@@ -156,7 +166,7 @@ func (t *TPM) Mechanisms(ctx context.Context) ([]enclave.Mechanism, error) {
 						m.Schemes = append(m.Schemes, s.name)
 					}
 				}
-				if len(m.Schemes) > 0 || u == keyspec.Agree {
+				if len(m.Schemes) > 0 || u == keyspec.Agree || u == keyspec.MAC {
 					list = append(list, m)
 				}
 			}
@@ -170,6 +180,8 @@ func (a algorithm) usages() []keyspec.Usage {
 	switch {
 	case a.agree:
 		return []keyspec.Usage{keyspec.Agree}
+	case a.mac != 0:
+		return []keyspec.Usage{keyspec.MAC}
 	case a.bits != 0:
 		return []keyspec.Usage{keyspec.Sign, keyspec.Decrypt}
 	}

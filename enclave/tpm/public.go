@@ -13,7 +13,7 @@ import (
 	"github.com/google/go-tpm/tpm2"
 )
 
-// publicKey is the public key in a public area. Unlike go-tpm's Pub it checks that a point is on its curve (TPM 2.0 part 2 section 12.2.4).
+// publicKey is the public key in a public area, nil for an HMAC key. Unlike go-tpm's Pub it checks that a point is on its curve (TPM 2.0 part 2 section 12.2.4).
 func publicKey(p *tpm2.TPMTPublic) (crypto.PublicKey, error) {
 	switch p.Type {
 	case tpm2.TPMAlgRSA:
@@ -33,6 +33,8 @@ func publicKey(p *tpm2.TPMTPublic) (crypto.PublicKey, error) {
 			return nil, fmt.Errorf("RSA key of %d bits with the exponent %d", k.N.BitLen(), k.E)
 		}
 		return k, nil
+	case tpm2.TPMAlgKeyedHash:
+		return nil, nil
 	case tpm2.TPMAlgECC:
 		parameters, err := p.Parameters.ECCDetail()
 		if err != nil {

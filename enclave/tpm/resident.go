@@ -77,7 +77,7 @@ func (k *key) area() (*tpm2.TPMTPublic, crypto.PublicKey, error) {
 
 func (k *key) spki() ([]byte, error) {
 	_, p, err := k.area()
-	if err != nil {
+	if err != nil || p == nil {
 		return nil, err
 	}
 	return x509.MarshalPKIXPublicKey(p)
@@ -107,7 +107,7 @@ func (t *TPM) Do(ctx context.Context, b enclave.Blob, op enclave.Op, dst []byte)
 	var do func(d *device, root, o *object, auth []byte) ([]byte, error)
 	switch op.Usage {
 	case keyspec.Sign, keyspec.Certify:
-		if !area.ObjectAttributes.SignEncrypt {
+		if !area.ObjectAttributes.SignEncrypt || a.mac != 0 {
 			return nil, unsupported("the key cannot sign")
 		}
 		if r.scheme, err = schemeOf(a, op.Usage, op.Scheme); err != nil {
@@ -136,6 +136,15 @@ func (t *TPM) Do(ctx context.Context, b enclave.Blob, op enclave.Op, dst []byte)
 			return nil, corrupt("ciphertext", ErrDecryption)
 		}
 		do = r.decrypt
+	case keyspec.MAC:
+		if !area.ObjectAttributes.SignEncrypt || a.mac == 0 {
+			return nil, unsupported("the key makes no MACs")
+		}
+		if len(op.Input) > maxBuffer {
+			return nil, unsupported("MAC in a TPM of %d bytes, it takes at most %d", len(op.Input), maxBuffer)
+		}
+		r.hash = a.mac
+		do = r.mac
 	case keyspec.Agree:
 		if !area.ObjectAttributes.Decrypt || !a.agree {
 			return nil, unsupported("the key cannot agree")

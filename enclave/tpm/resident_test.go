@@ -468,3 +468,40 @@ func TestHotKeys(t *testing.T) {
 	sign(keys[0])
 	sign(keys[1])
 }
+
+// The TPM makes HMAC keys and does not show them, so another HMAC under the same key is the judge: that of the same message is the same,
+// that of another message is not.
+func TestResidentHMAC(t *testing.T) {
+	s := startSimulator(t)
+	d := s.open(Config{})
+	for a, size := range map[keyspec.Algorithm]int{keyspec.HMACSHA256: 32, keyspec.HMACSHA384: 48, keyspec.HMACSHA512: 64} {
+		blob, spki, err := d.Generate(limited(t), spec(a, keyspec.MAC, keyspec.Verify))
+		if err != nil || spki != nil {
+			t.Fatalf("%s: %x, %v", a, spki, err)
+		}
+		k := residentKey{driver: d, blob: blob}
+		mac := func(message []byte) []byte {
+			out, err := k.do(t, enclave.Op{Usage: keyspec.MAC, Input: message})
+			if err != nil || len(out) != size {
+				t.Fatalf("%s: %x, %v", a, out, err)
+			}
+			return out
+		}
+		long := bytes.Repeat([]byte{1}, maxBuffer)
+		if !bytes.Equal(mac(long), mac(long)) || bytes.Equal(mac(long), mac(long[1:])) || bytes.Equal(mac(nil), mac([]byte{0})) {
+			t.Errorf("%s: not a function of the message", a)
+		}
+		for _, op := range []enclave.Op{
+			{Usage: keyspec.MAC, Input: append(long, 1)},
+			{Usage: keyspec.Sign, Input: long},
+			{Usage: keyspec.Decrypt, Input: long},
+		} {
+			if _, err := k.do(t, op); !errors.Is(err, enclave.ErrUnsupported) {
+				t.Errorf("%s %s: %v", a, op.Usage, err)
+			}
+		}
+		if _, err := k.do(t, enclave.Op{Usage: keyspec.MAC, Bound: []byte("another record")}); !errors.Is(err, enclave.ErrCorrupt) {
+			t.Errorf("%s in another record: %v", a, err)
+		}
+	}
+}

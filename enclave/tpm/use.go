@@ -23,6 +23,7 @@ type use struct {
 	scheme scheme
 	input  []byte // digest, ciphertext or uncompressed point
 	label  []byte
+	hash   tpm2.TPMIAlgHash // of an HMAC key
 }
 
 // sign does not salt its session: nothing in it is secret, and the auth value of 192 random bits authenticates both ways. That saves the
@@ -129,6 +130,22 @@ func (r *use) decrypt(d *device, root, o *object, auth []byte) ([]byte, error) {
 		return nil, err
 	}
 	return answer.Message.Buffer, nil
+}
+
+// maxBuffer is what every TPM takes as the data of one command, in bytes (TPM 2.0 part 2 section 10.4.8).
+const maxBuffer = 1024
+
+// mac hides what it is about on the bus: a MAC may be a key for its caller.
+func (r *use) mac(d *device, root, o *object, auth []byte) ([]byte, error) {
+	answer, err := tpm2.Hmac{
+		Handle:  o.with(tpm2.HMAC(tpm2.TPMAlgSHA256, nonceSize, salted(root, auth, encryptInOut)...)),
+		Buffer:  tpm2.TPM2BMaxBuffer{Buffer: r.input},
+		HashAlg: r.hash,
+	}.Execute(d)
+	if err != nil {
+		return nil, err
+	}
+	return answer.OutHMAC.Buffer, nil
 }
 
 func (r *use) agree(d *device, root, o *object, auth []byte) ([]byte, error) {
