@@ -4,6 +4,7 @@ GO            ?= go
 VERSION       ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 FUZZTIME      ?= 30s
 TESTFLAGS     ?=
+BIN           ?= bin
 
 # The release build: keys on the stack are erased (runtimesecret), freed heap is overwritten (clobberfree), certificates
 # with negative serial numbers, which MOSIP issued, can be read (x509negativeserial). godebugDefault set here replaces
@@ -14,25 +15,50 @@ LDFLAGS = -s -w -X runtime.godebugDefault=clobberfree=1,x509negativeserial=1 -X 
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.9.0
 
-# What the tests use besides Go: a C compiler for the race detector, OpenSSL as the outside judge, Python for the example
-# client, setpriv (util-linux) for a second user, a software TPM and the provider with which OpenSSL uses one, a software
-# PKCS#11 token.
-PACKAGES = gcc libc6-dev openssl python3 util-linux git ca-certificates swtpm swtpm-tools tpm2-openssl softhsm2
-TOOLS    = gcc openssl python3 setpriv git swtpm swtpm_setup softhsm2-util
+# What the tests use besides Go. The race detector and the PKCS #11 helper: a C compiler. The outside judges: OpenSSL with its TPM
+# provider, OpenSC, secret-tool, Python for the example client. The devices, which the tests start themselves and end again: a software
+# TPM, SoftHSM, a private session bus with the GNOME keyring. A second user: setpriv (util-linux). The units: systemd's own checker.
+PACKAGES = gcc libc6-dev openssl python3 util-linux git ca-certificates swtpm swtpm-tools tpm2-openssl softhsm2 opensc opensc-pkcs11 \
+           dbus-daemon gnome-keyring libsecret-tools keyutils systemd
+TOOLS    = gcc openssl python3 setpriv git swtpm swtpm_setup softhsm2-util pkcs11-tool dbus-daemon gnome-keyring-daemon secret-tool \
+           keyctl systemd-analyze systemd-socket-activate
 
-.PHONY: help build demo test test-packages check vuln fuzz bench man clean
+# Where "make install" puts things; see packaging/install for the rest.
+DESTDIR    ?=
+PREFIX     ?= /usr/local
+SYSCONFDIR ?= /etc
+export BIN DESTDIR PREFIX SYSCONFDIR BINDIR LIBEXECDIR UNITDIR USERUNITDIR SYSUSERSDIR TMPFILESDIR DATADIR
+
+.PHONY: help build install uninstall demo test test-packages check vuln fuzz bench man clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-build: ## bin/kmsd, bin/kmsctl, bin/kmsd-keyring and, with a C compiler, bin/kmsd-pkcs11
-	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/ ./kmsd ./kmsctl ./enclave/keyring/kmsd-keyring
-	@if echo '#include <stdlib.h>' | $$($(GO) env CC) -E - >/dev/null 2>&1; then set -x; \
-		CGO_ENABLED=1 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/ ./enclave/pkcs11/kmsd-pkcs11; \
-	else echo "no C compiler: bin/kmsd-pkcs11, the helper for PKCS#11 tokens, is not built"; fi
+build: ## bin/kmsd, bin/kmsctl, bin/kmsd-keyring, and bin/kmsd-pkcs11 where there is a C compiler
+	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o $(BIN)/ ./kmsd ./kmsctl ./enclave/keyring/kmsd-keyring
+	@if echo '#include <stdlib.h>' | $$($(GO) env CC) -x c -c -o /dev/null - 2>/dev/null; then \
+		set -x; CGO_ENABLED=1 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o $(BIN)/ ./enclave/pkcs11/kmsd-pkcs11; \
+	else \
+		rm -f $(BIN)/kmsd-pkcs11; echo "There is no C compiler: without kmsd-pkcs11 kmsd works with everything but PKCS #11 modules."; \
+	fi
+	@touch $(BIN)/.built
+
+# Builds only what is missing or older than its sources, and never behind the back of somebody who typed sudo: what is in bin and in the
+# caches of Go then belonged to root.
+install: ## install below DESTDIR and PREFIX (/usr/local); starts nothing
+	@if test ! -e $(BIN)/.built || find go.mod go.sum */ -name '*.go' ! -name '*_test.go' -newer $(BIN)/.built | grep -q .; then \
+		if test "$$(id -u)" = 0 && test -n "$$SUDO_USER"; then \
+			echo "bin is missing or older than the sources: type \"make build\" first, without sudo." >&2; exit 1; \
+		fi; \
+		$(MAKE) build; \
+	fi
+	@packaging/install install
+
+uninstall: ## remove what install put there; never a keystore, nor a configuration that was changed
+	@packaging/install uninstall
 
 demo: build ## sign, encrypt and decrypt a registration packet through a private kmsd
-	@CGO_ENABLED=0 $(GO) run ./docs/examples/demo -bin bin
+	@CGO_ENABLED=0 $(GO) run ./docs/examples/demo -bin $(BIN)
 
 # Twice, because the race detector makes the long loops too slow: they run in full without it (all bit flips, kills, vectors
 # and key sizes, bounds of memory and of allocations), and shortened with it.
@@ -43,7 +69,7 @@ test: test-packages ## go vet, all tests, and a shorter run with the race detect
 
 # Installs what the tests need where that is allowed, else says what to type.
 test-packages:
-	@missing=; for tool in $(TOOLS); do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+	@missing=; PATH="$$PATH:/usr/sbin:/sbin"; for tool in $(TOOLS); do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
 	echo 'int main(void){return 0;}' | gcc -x c -o /dev/null - 2>/dev/null || missing="$$missing libc"; \
 	test -z "$$missing" && exit 0; \
 	if test "$$(id -u)" = 0 && command -v apt-get >/dev/null; then \

@@ -62,6 +62,7 @@ var law = map[string][]string{
 		"golang.org/x/term", "github.com/pelletier/go-toml/v2", "github.com/coreos/go-systemd/v22/daemon",
 		"github.com/coreos/go-systemd/v22/activation", "filippo.io/age"},
 	"kmsd/bench": {},
+	"packaging":  {},
 
 	// The library and the tool of the outside.
 	"client": {"client/ciphertext", "client/jose", "client/packet", "ipc/proto", "keystore/keyspec", "golang.org/x/crypto/ssh"},
