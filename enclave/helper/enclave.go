@@ -1,6 +1,7 @@
 package helper
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,7 +14,7 @@ import (
 	"github.com/kmsd-project/kmsd/ipc/proto"
 )
 
-// DefaultTimeout bounds calls whose context has no deadline.
+// DefaultTimeout bounds calls whose context has no deadline, unless Config.Timeout does.
 const DefaultTimeout = 30 * time.Second
 
 // grace is how long a helper may take to answer a call that was given up, before it counts as stuck.
@@ -21,10 +22,11 @@ const grace = 500 * time.Millisecond
 
 // Config says which device an Enclave is for.
 type Config struct {
-	Kind   string            // as the table of helpers knows it: keyring:file
-	Params map[string]string // for the driver, none of them secret
-	PIN    []byte            // for enrolment with a device that wants one; taken over, sent once, and wiped then or by Close
-	Info   enclave.Info      // what Info says before the helper was asked
+	Kind    string            // as the table of helpers knows it: keyring:file
+	Params  map[string]string // for the driver, none of them secret
+	Timeout time.Duration     // of calls whose context has no deadline; 0 is DefaultTimeout
+	PIN     []byte            // for enrolment with a device that wants one; taken over, sent once, and wiped then or by Close
+	Info    enclave.Info      // what Info says before the helper was asked
 }
 
 // Enclave is a driver in another process. It implements enclave.Enclave and enclave.Forgetter.
@@ -179,7 +181,7 @@ func (e *Enclave) call(ctx context.Context, op string, params proto.Message, use
 	}
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, DefaultTimeout)
+		ctx, cancel = context.WithTimeout(ctx, cmp.Or(e.config.Timeout, DefaultTimeout))
 		defer cancel()
 	}
 	s, err := e.connected(ctx)

@@ -28,6 +28,16 @@ type Opener interface {
 	Open(ctx context.Context, kind string, params map[string]string, pin []byte) (enclave.Enclave, error)
 }
 
+// Spent is the error of a driver whose process is of no more use: a thread of it hangs in a device, or foreign code that cannot be
+// started twice has lost its footing. The error is answered, and the process ends; the next call gets another one.
+type Spent struct{ Err error }
+
+// Error is the text of Err.
+func (e *Spent) Error() string { return e.Err.Error() }
+
+// Unwrap returns Err.
+func (e *Spent) Unwrap() error { return e.Err }
+
 // Server is the whole of a helper program.
 type Server struct {
 	Opener Opener
@@ -253,7 +263,12 @@ func (c *served) answer(ctx context.Context, r proto.Request) error {
 		return broken
 	}
 	if failure != nil {
-		return c.reply(r.ID, &proto.HelperReply{Failure: encodeFailure(failure)})
+		err := c.reply(r.ID, &proto.HelperReply{Failure: encodeFailure(failure)})
+		if errors.As(failure, new(*Spent)) {
+			fmt.Fprintln(os.Stderr, "kmsd helper: ends after:", failure)
+			os.Exit(1)
+		}
+		return err
 	}
 	if r.Op != proto.OpHelperDo {
 		reply.Info = encodeInfo(c.driver)

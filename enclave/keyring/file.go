@@ -148,7 +148,7 @@ func (f *File) Get(ctx context.Context, name string) ([]byte, error) {
 		return nil, misconfigured(err)
 	}
 	if info.Size() > maxItemBytes {
-		return nil, &enclave.Error{Kind: enclave.ErrCorrupt, Detail: fmt.Sprintf("keyring item of %d bytes", info.Size()), Remedy: remedyLost}
+		return nil, &enclave.Error{Kind: enclave.ErrCorrupt, Detail: fmt.Sprintf("keyring item of %d bytes", info.Size()), Remedy: remedyLost(FileKind)}
 	}
 	pass, _, err := f.machineSecret()
 	if errors.Is(err, fs.ErrNotExist) {
@@ -164,7 +164,7 @@ func (f *File) Get(ctx context.Context, name string) ([]byte, error) {
 	data, err := ring.Get(name)
 	if err != nil && !errors.Is(err, ErrNoItem) {
 		// The passphrase is right, as far as it goes: so the item is not.
-		return nil, &enclave.Error{Kind: enclave.ErrCorrupt, Detail: "the keyring item cannot be read", Remedy: remedyLost}
+		return nil, &enclave.Error{Kind: enclave.ErrCorrupt, Detail: "the keyring item cannot be read", Remedy: remedyLost(FileKind)}
 	}
 	return data, err
 }
@@ -205,7 +205,7 @@ func (f *File) Health(ctx context.Context) enclave.Health {
 	}
 	if binding == [bindingSize]byte{} {
 		if left, err := os.ReadDir(filepath.Join(f.dir, itemsName)); err == nil && len(left) > 0 {
-			return enclave.Health{State: enclave.Replaced, Detail: "the machine secret is gone; " + remedyLost}
+			return enclave.Health{State: enclave.Replaced, Detail: "the machine secret is gone; " + remedyLost(FileKind)}
 		}
 	}
 	return enclave.Health{State: enclave.Ready}
@@ -232,7 +232,7 @@ func (f *File) machineSecret() (pass string, binding [bindingSize]byte, err erro
 		return "", binding, misconfigured(err)
 	}
 	if n != len(content)-1 || !strings.HasPrefix(string(content), secretMagic) {
-		return "", binding, &enclave.Error{Kind: enclave.ErrReplaced, Detail: "the machine secret is damaged", Remedy: remedyLost}
+		return "", binding, &enclave.Error{Kind: enclave.ErrReplaced, Detail: "the machine secret is damaged", Remedy: remedyLost(FileKind)}
 	}
 	return derive(content[len(secretMagic):n])
 }

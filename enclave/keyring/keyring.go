@@ -49,7 +49,10 @@ const (
 	sealLabel   = "kmsd keyring v1"
 )
 
-const remedyLost = "open the store with the recovery key, then enrol this machine again with: kmsctl slot add keyring:file"
+// remedyLost says what to do when what the keyring held is lost.
+func remedyLost(kind string) string {
+	return "open the store with the recovery key, then enrol this machine again with: kmsctl slot add " + kind
+}
 
 // Driver is an enclave over a keyring. It implements enclave.Enclave and enclave.Forgetter.
 type Driver struct {
@@ -148,18 +151,18 @@ func (d *Driver) Unwrap(ctx context.Context, b enclave.Blob, aad []byte, _ encla
 		return typed(err)
 	}
 	if enrolled := [bindingSize]byte(body[nameSize:]); binding != enrolled {
-		return &enclave.Error{Kind: enclave.ErrReplaced, Detail: fmt.Sprintf("the slot was enrolled with keyring %x, this is %s", enrolled, describe(binding)), Remedy: remedyLost}
+		return &enclave.Error{Kind: enclave.ErrReplaced, Detail: fmt.Sprintf("the slot was enrolled with keyring %x, this is %s", enrolled, describe(binding)), Remedy: remedyLost(d.kind)}
 	}
 	item, err := items.Get(ctx, hex.EncodeToString(body[:nameSize]))
 	defer clear(item)
 	if errors.Is(err, ErrNoItem) {
-		return &enclave.Error{Kind: enclave.ErrReplaced, Cause: err, Remedy: remedyLost}
+		return &enclave.Error{Kind: enclave.ErrReplaced, Cause: err, Remedy: remedyLost(d.kind)}
 	}
 	if err != nil {
 		return typed(err)
 	}
 	if len(item) != itemSize {
-		return &enclave.Error{Kind: enclave.ErrCorrupt, Detail: fmt.Sprintf("keyring item of %d bytes", len(item)), Remedy: remedyLost}
+		return &enclave.Error{Kind: enclave.ErrCorrupt, Detail: fmt.Sprintf("keyring item of %d bytes", len(item)), Remedy: remedyLost(d.kind)}
 	}
 	return enclave.Open(item, sealLabel, body[nameSize+bindingSize:], aad, dst)
 }

@@ -53,9 +53,17 @@ func TestMain(m *testing.M) {
 	if len(os.Args) == 3 && os.Args[1] == "spawner" {
 		os.Exit(helper.RunSpawner(os.Args[2]))
 	}
+	if err := adopt(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 	code := m.Run()
 	if builtIn != "" {
 		os.RemoveAll(builtIn)
+	}
+	if left := children(); len(left) > 0 {
+		fmt.Fprintf(os.Stderr, "processes left behind: %q\n", left)
+		code = 1
 	}
 	os.Exit(code)
 }

@@ -12,11 +12,10 @@ import (
 	"fmt"
 	"os"
 
-	library "github.com/99designs/keyring"
-
 	"github.com/kmsd-project/kmsd/enclave"
 	"github.com/kmsd-project/kmsd/enclave/helper"
 	"github.com/kmsd-project/kmsd/enclave/keyring"
+	"github.com/kmsd-project/kmsd/enclave/keyring/ring"
 )
 
 // version is set at link time.
@@ -37,48 +36,38 @@ func main() {
 // opener opens the kinds of keyrings.
 type opener struct{}
 
-func (opener) Open(_ context.Context, kind string, params map[string]string, _ []byte) (enclave.Enclave, error) {
-	if kind != keyring.FileKind {
-		return nil, &enclave.Error{Kind: enclave.ErrUnsupported, Detail: fmt.Sprintf("no keyring %q", kind)}
+func (opener) Open(ctx context.Context, kind string, params map[string]string, _ []byte) (enclave.Enclave, error) {
+	switch kind {
+	case keyring.FileKind:
+		f, err := keyring.OpenFile(params[keyring.ParamDir], files{})
+		if err != nil {
+			return nil, err
+		}
+		return keyring.New(kind, keyring.FileLevel, f), nil
+	case keyring.SecretServiceKind:
+		s, err := openSecrets(ctx, params)
+		if err != nil {
+			return nil, err
+		}
+		return keyring.New(kind, keyring.SecretServiceLevel, s), nil
 	}
-	f, err := keyring.OpenFile(params[keyring.ParamDir], files{})
-	if err != nil {
-		return nil, err
-	}
-	return keyring.New(keyring.FileKind, keyring.FileLevel, f), nil
+	return nil, &enclave.Error{Kind: enclave.ErrUnsupported, Detail: fmt.Sprintf("no keyring %q", kind)}
 }
 
 // files is the file backend of the library.
 type files struct{}
 
 func (files) Open(dir, passphrase string) (keyring.Ring, error) {
-	k, err := library.Open(library.Config{
-		AllowedBackends:  []library.BackendType{library.FileBackend},
-		FileDir:          dir,
-		FilePasswordFunc: library.FixedStringPrompt(passphrase),
-	})
-	if err != nil {
-		return nil, err
-	}
-	return ring{k}, nil
+	r, err := ring.File(dir, passphrase)
+	return fileRing{r}, err
 }
 
-type ring struct{ library.Keyring }
+type fileRing struct{ ring.Ring }
 
-func (r ring) Set(name string, data []byte) error {
-	return r.Keyring.Set(library.Item{Key: name, Data: data, Label: "kmsd slot"})
-}
-
-// Get contains the library's panics: it parses a file that somebody may have changed.
-func (r ring) Get(name string) (data []byte, err error) {
-	defer func() {
-		if recover() != nil {
-			data, err = nil, errors.New("the keyring library panicked")
-		}
-	}()
-	item, err := r.Keyring.Get(name)
-	if errors.Is(err, library.ErrKeyNotFound) {
+func (r fileRing) Get(name string) ([]byte, error) {
+	data, err := r.Ring.Get(name)
+	if errors.Is(err, ring.ErrNoItem) {
 		return nil, keyring.ErrNoItem
 	}
-	return item.Data, err
+	return data, err
 }

@@ -1,0 +1,8 @@
+package ring
+
+import library "github.com/99designs/keyring"
+
+func systemConfig(name string) library.Config {
+	return library.Config{AllowedBackends: []library.BackendType{library.KeychainBackend}, ServiceName: "kmsd", KeychainName: name,
+		KeychainTrustApplication: true, KeychainAccessibleWhenUnlocked: true}
+}

@@ -1,0 +1,7 @@
+package ring
+
+import library "github.com/99designs/keyring"
+
+func systemConfig(name string) library.Config {
+	return library.Config{AllowedBackends: []library.BackendType{library.SecretServiceBackend}, LibSecretCollectionName: name}
+}
