@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/kmsd-project/kmsd/enclave"
@@ -247,7 +248,7 @@ func handleSlotTest(c *call) (proto.Message, error) {
 	}
 	defer wipe(in.Secret, in.Shares)
 	d := c.daemon
-	return nil, c.administrate("", func() error {
+	return nil, c.change(fmt.Sprintf("slot %d", in.ID), func() error { // a wrong PIN costs an attempt
 		return d.slots.test(c.ctx, d.store.Load(), in.ID, enclave.Auth{Secret: in.Secret, Shares: in.Shares})
 	})
 }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"slices"
 	"strings"
 
@@ -86,7 +85,8 @@ func handleStoreCompact(c *call) (proto.Message, error) {
 	return &proto.ProgressReply{Epoch: uint64(s.Info().Epoch)}, nil
 }
 
-// administrate carries out an act of administration, authorised and recorded.
+// administrate carries out an act of administration, authorised and recorded. It is for acts that only look: recorded on disk
+// before they are answered, so that nobody gets to see what is not recorded.
 func (c *call) administrate(info string, f func() error) error {
 	return c.daemon.engine.Administrate(c.ctx, &c.session.who, c.request.Op, info, f)
 }
@@ -129,7 +129,7 @@ func handleBackupCreate(c *call) (proto.Message, error) {
 			digest := p.Digest()
 			options.PolicyDigest = digest[:]
 		}
-		reply.Stream, err = c.session.addStream(newBackupStream(store, options))
+		reply.Stream, err = c.session.addStream(d.backup(store, options))
 		return err
 	})
 	if err != nil {
@@ -145,14 +145,16 @@ type backupStream struct {
 	chunk  uint64
 }
 
-func newBackupStream(s *keystore.Store, o keystore.BackupOptions) *backupStream {
+// backup begins a backup of s.
+func (d *daemon) backup(s *keystore.Store, o keystore.BackupOptions) *backupStream {
 	ctx, cancel := context.WithCancel(context.Background())
 	r, w := io.Pipe()
 	go func() {
 		defer func() {
 			if p := recover(); p != nil {
+				d.panics.Add(1)
 				text, stack := engine.DescribePanic(p)
-				slog.Error("the backup panicked", "panic", text, "stack", stack)
+				d.log.Error("the backup panicked", "panic", text, "stack", stack)
 				w.CloseWithError(engine.ErrInternal)
 			}
 		}()

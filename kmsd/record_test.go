@@ -109,11 +109,12 @@ func TestAdministrationIsRecordedTwice(t *testing.T) {
 	d.ask(proto.OpRootRotate, &proto.Empty{}, &proto.ProgressReply{})
 	d.ask(proto.OpLock, &proto.Empty{}, &proto.Empty{})
 	d.ask(proto.OpUnlock, &proto.Unlock{}, &proto.Empty{})
+	d.ask(proto.OpSlotTest, &proto.SlotRef{ID: 1}, &proto.Empty{})
 	codes := make(map[string]string)
 	for _, e := range d.entries() {
 		codes[e.Op] += e.Code + " "
 	}
-	for _, op := range []string{proto.OpInit, proto.OpRootRotate, proto.OpLock, proto.OpUnlock} {
+	for _, op := range []string{proto.OpInit, proto.OpRootRotate, proto.OpLock, proto.OpUnlock, proto.OpSlotTest} {
 		if codes[op] != "begun ok " {
 			t.Errorf("%s is recorded as %q", op, codes[op])
 		}
