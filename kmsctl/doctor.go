@@ -85,7 +85,14 @@ func (a *app) examine(ctx context.Context, selfTest bool) (findings []finding, f
 	case "ready":
 		add("ok", "keystore", fmt.Sprintf("open, %d keys, epoch %d", s.Keys, s.Epoch), "")
 	case "locked":
-		add("problem", "keystore", "locked", "kmsctl unlock")
+		detail, remedy := "locked", "kmsctl unlock"
+		if s.LockDetail != "" {
+			detail += ": " + s.LockDetail
+		}
+		if s.LockReason == string(proto.CodeRollback) {
+			remedy = "find out who put the old files back; bring the newest ones, or: kmsctl unlock --accept-rollback"
+		}
+		add("problem", "keystore", detail, remedy)
 	default:
 		add("problem", "keystore", s.State, "kmsctl init")
 	}
@@ -109,7 +116,11 @@ func (a *app) examine(ctx context.Context, selfTest bool) (findings []finding, f
 		case slot.Health == "" || slot.Health == "ready" || slot.Health == "locked" && slot.Kind == "recovery":
 			add("ok", check, slot.Health, "")
 		default:
-			add("problem", check, slot.Health, slotRemedy(slot))
+			detail := slot.Health
+			if slot.Detail != "" {
+				detail += ": " + slot.Detail
+			}
+			add("problem", check, detail, slotRemedy(slot))
 		}
 	}
 	if len(s.Slots) > 0 && !recovery {
@@ -147,16 +158,26 @@ func (a *app) examine(ctx context.Context, selfTest bool) (findings []finding, f
 	return findings, failure
 }
 
+// until says when a lock-out ends, where that is known.
+func until(t int64) string {
+	if t == 0 {
+		return ""
+	}
+	return " until " + stamp(t)
+}
+
 func slotRemedy(s proto.Slot) string {
 	switch s.Health {
 	case "locked-out":
-		return "the device refuses attempts until " + day(s.Until) + "; wait, and find out who tried"
+		return "the device refuses attempts" + until(s.Until) + "; wait, and find out who tried. Another slot opens meanwhile: kmsctl unlock"
 	case "absent":
 		return "bring the device back; kmsd notices it by itself. Another slot opens meanwhile: kmsctl unlock"
 	case "replaced":
-		return "this is another device than the one that was enrolled: bring the old one back, or remove the slot and add it again"
+		return "the slot is stale, since this is another device than the one that was enrolled: bring the old one back, or remove the slot and add it again"
 	case "misconfigured":
 		return "the device is there but cannot be used: look into the log of kmsd"
+	case "locked":
+		return "unlock the device, or give its PIN: kmsctl unlock --slot " + number(s.ID)
 	}
 	return "kmsctl slot test " + number(s.ID)
 }

@@ -138,7 +138,9 @@ func wireHint(e *proto.Error) string {
 		return "kmsctl slot list tells what each slot expects"
 	case proto.CodeLockedOut, proto.CodeAbsent, proto.CodeReplaced, proto.CodeMisconfigured:
 		return "kmsctl doctor"
-	case proto.CodeRollback, proto.CodeDamaged:
+	case proto.CodeRollback:
+		return "find out who put the old files back; bring the newest ones, or go on with these: kmsctl unlock --accept-rollback"
+	case proto.CodeDamaged:
 		return "kmsctl store verify"
 	case proto.CodeStorage:
 		return "look at the free space of the state directory and at kmsctl doctor"

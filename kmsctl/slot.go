@@ -2,7 +2,6 @@ package main
 
 import (
 	"errors"
-	"fmt"
 	"io"
 	"strconv"
 
@@ -22,7 +21,7 @@ func writeSlots(w io.Writer, slots []proto.Slot) {
 	for _, s := range slots {
 		health := s.Health
 		if s.Until != 0 {
-			health += " until " + day(s.Until)
+			health += " until " + stamp(s.Until)
 		}
 		rows = append(rows, []string{number(s.ID), s.Kind, s.Label, health, day(s.Created), s.Level})
 	}
@@ -50,16 +49,23 @@ func newSlotAdd(a *app) *cobra.Command {
 	var label string
 	var threshold, shares uint32
 	c := uses(&cobra.Command{
-		Use:   "add KIND [flags]",
+		Use:   "add SPEC [flags]",
 		Short: "Enrol another way to open the keystore",
-		Long: `Enrol another way to open the keystore: keyring:file, recovery (a printed key) or recovery:shares (a key in shares, any
---threshold of --shares open it).
+		Long: `Enrol another way to open the keystore. Each slot opens it by itself; what is enrolled is proved to work before it counts.
 
-A recovery key or its shares are shown once. With --out they go to that file, one per line.`,
-		Example: "  kmsctl slot add recovery --label safe --out recovery.txt\n  kmsctl slot add recovery:shares --threshold 2 --shares 3 --out shares.txt",
-		Args:    exactArgs("KIND"),
+` + specHelp + `
+  recovery             a printed key
+  recovery:shares      a key in shares, any --threshold of --shares open it
+
+A recovery key or its shares are shown once. With --out they go to that file, one per line. The slot is added only after that.`,
+		Example: `  kmsctl slot add tpm:/dev/tpmrm0
+  kmsctl slot add 'pkcs11:/usr/lib/softhsm/libsofthsm2.so?token=kmsd' --pin-file pin.txt
+  kmsctl slot add recovery --label safe --out recovery.txt
+  kmsctl slot add recovery:shares --threshold 2 --shares 3 --out shares.txt`,
+		Args: exactArgs("SPEC"),
 		ValidArgsFunction: func(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
-			return []cobra.Completion{"keyring:file", "recovery", "recovery:shares"}, cobra.ShellCompDirectiveNoFileComp
+			return []cobra.Completion{"tpm:/dev/tpmrm0", "pkcs11:", "keyring:secret-service", "keyfile:", "keyring:file", "recovery", "recovery:shares"},
+				cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveNoSpace
 		},
 		RunE: func(c *cobra.Command, args []string) error {
 			params := proto.SlotAdd{Enclave: args[0], Label: label, Threshold: threshold, Shares: shares}
@@ -85,37 +91,28 @@ A recovery key or its shares are shown once. With --out they go to that file, on
 			if err := a.call(c.Context(), proto.OpSlotAdd, &params, &r); err != nil {
 				return err
 			}
-			if file != nil && len(r.Secrets) > 0 {
-				var text []byte
-				for i, s := range r.Secrets {
-					if i > 0 {
-						text = append(text, '\n')
-					}
-					text = append(text, s...)
-				}
-				if err := a.keepSecret(file, text); err != nil {
+			secrets := r.Secrets
+			if len(r.Pending) > 0 {
+				if err := a.showOnce(file, secrets, "Shown only now, keep apart from this machine and from each other:"); err != nil {
 					return err
 				}
+				params = proto.SlotAdd{Confirm: r.Pending}
+				r = proto.SlotAddReply{}
+				if err := a.call(c.Context(), proto.OpSlotAdd, &params, &r); err != nil {
+					return file.takeBack(err)
+				}
 			}
-			view := map[string]any{"slot": viewSlot(r.Slot)}
-			if file == nil && len(r.Secrets) > 0 {
+			view := map[string]any{"slot": viewSlot(r.Slot), "warnings": orEmpty(r.Warnings)}
+			if file == nil && len(secrets) > 0 {
 				var texts []string
-				for _, s := range r.Secrets {
+				for _, s := range secrets {
 					texts = append(texts, string(s))
 				}
 				view["secrets"] = texts
 			}
 			return a.print(view, func(w io.Writer) {
 				writeSlots(w, []proto.Slot{r.Slot})
-				if file != nil {
-					return
-				}
-				if len(r.Secrets) > 0 {
-					fmt.Fprintln(w, "\nShown only now, keep apart from this machine and from each other:")
-				}
-				for _, s := range r.Secrets {
-					fmt.Fprintf(w, "\n    %s\n", s)
-				}
+				writeWarnings(w, r.Warnings)
 			})
 		},
 	}, proto.OpSlotAdd)
@@ -126,6 +123,15 @@ A recovery key or its shares are shown once. With --out they go to that file, on
 	pin.register(c, "pin", "the PIN of the device")
 	return c
 }
+
+// specHelp lists what can guard a slot.
+const specHelp = `What guards a slot is written
+  tpm:/dev/tpmrm0      the TPM of this machine; tpm:unix:PATH is a software TPM. ?pcrs=7 ties the slot to the state of the boot,
+                       ?signer=FILE&approvals=FILE to what a signer approves, ?guard=agreed guards it by key agreement
+  pkcs11:MODULE?token=LABEL      an HSM or a smart card; it has a PIN
+  keyring:secret-service         the keyring of the desktop session
+  keyfile:PATH         a file on a medium that can be taken away
+  keyring:file         a secret beside the keystore`
 
 func parseSlot(s string) (uint32, error) {
 	id, err := strconv.ParseUint(s, 10, 32)

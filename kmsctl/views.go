@@ -45,6 +45,9 @@ type statusView struct {
 	Panics           uint64     `json:"panics"`
 	AuditEntries     uint64     `json:"audit_entries"`
 	PolicyEpoch      uint64     `json:"policy_epoch"`
+	LockReason       string     `json:"lock_reason,omitempty"`
+	LockDetail       string     `json:"lock_detail,omitempty"`
+	StorePin         string     `json:"store_pin,omitempty"`
 }
 
 func viewStatus(s *proto.Status) statusView {
@@ -53,23 +56,25 @@ func viewStatus(s *proto.Status) statusView {
 		Keys: s.Keys, ErasurePending: s.ErasurePending, Rollback: s.Rollback, MemoryProtection: s.MemoryProtection,
 		Warnings: orEmpty(s.Warnings), Slots: viewSlots(s.Slots), Escrow: orEmpty(s.Escrow), UptimeSeconds: s.UptimeSeconds,
 		Connections: s.Connections, Requests: s.Requests, Busy: s.Busy, Panics: s.Panics, AuditEntries: s.AuditEntries,
-		PolicyEpoch: s.PolicyEpoch,
+		PolicyEpoch: s.PolicyEpoch, LockReason: s.LockReason, LockDetail: s.LockDetail, StorePin: s.StorePin,
 	}
 }
 
 type slotView struct {
-	ID      uint32 `json:"id"`
-	Kind    string `json:"kind"`
-	Label   string `json:"label"`
-	Level   string `json:"level"`
-	Health  string `json:"health"`
-	Until   string `json:"until,omitempty"`
-	Binding string `json:"binding"`
-	Created string `json:"created"`
+	ID       uint32 `json:"id"`
+	Kind     string `json:"kind"`
+	Label    string `json:"label"`
+	Level    string `json:"level"`
+	Health   string `json:"health"`
+	Until    string `json:"until,omitempty"`
+	Detail   string `json:"detail,omitempty"`
+	Binding  string `json:"binding"`
+	Location string `json:"location"`
+	Created  string `json:"created"`
 }
 
 func viewSlot(s proto.Slot) slotView {
-	return slotView{s.ID, s.Kind, s.Label, s.Level, s.Health, stamp(s.Until), s.Binding, stamp(s.Created)}
+	return slotView{s.ID, s.Kind, s.Label, s.Level, s.Health, stamp(s.Until), s.Detail, s.Binding, s.Location, stamp(s.Created)}
 }
 
 func viewSlots(slots []proto.Slot) []slotView {

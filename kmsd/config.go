@@ -15,6 +15,9 @@ import (
 
 	"github.com/pelletier/go-toml/v2"
 
+	"github.com/kmsd-project/kmsd/enclave/pkcs11"
+	"github.com/kmsd-project/kmsd/enclave/recovery"
+	"github.com/kmsd-project/kmsd/enclave/tpm"
 	"github.com/kmsd-project/kmsd/policy"
 )
 
@@ -43,6 +46,9 @@ type config struct {
 	Limits     limitConfig  `toml:"limits"`
 	Cache      cacheConfig  `toml:"cache"`
 	Helpers    helperConfig `toml:"helpers"`
+	StoreID    string       `toml:"store_id"` // of the only keystore that is opened; see storePin
+	Unlock     unlockConfig `toml:"unlock"`
+	Devices    deviceConfig `toml:"devices"`
 }
 
 type socketConfig struct {
@@ -56,6 +62,75 @@ type limitConfig struct {
 	Connections       int `toml:"connections"`
 	ConnectionsPerUID int `toml:"connections_per_uid"`
 	IdleSeconds       int `toml:"idle_seconds"`
+}
+
+// unlockConfig says which slots may open the keystore without a person.
+type unlockConfig struct {
+	Order      []string `toml:"order"`      // kinds of slots, or numbers, in the order in which they are tried; without it only the strongest kind
+	Unattended *bool    `toml:"unattended"` // false: a person opens it always
+}
+
+func (c *unlockConfig) validate() error {
+	for _, name := range c.Order {
+		if _, known := findKind(name); known && name != recovery.Kind {
+			continue
+		}
+		if n, err := strconv.ParseUint(name, 10, 32); err != nil || n == 0 {
+			return fmt.Errorf("%w: unlock.order: %q is neither the number of a slot nor a kind that opens by itself", errConfig, name)
+		}
+	}
+	return nil
+}
+
+// deviceConfig says which devices there are for resident keys, and what kmsd must know to use devices.
+type deviceConfig struct {
+	TPM              string            `toml:"tpm"` // where new keys with the protection tpm are made; the device of the first slot of that kind when empty
+	HSM              string            `toml:"hsm"` // the same for hsm
+	TPMPINFile       string            `toml:"tpm_pin_file"`
+	TPMPINCredential string            `toml:"tpm_pin_credential"` // name of a credential of systemd
+	HSMPINFile       string            `toml:"hsm_pin_file"`
+	HSMPINCredential string            `toml:"hsm_pin_credential"`
+	Moved            map[string]string `toml:"moved"` // from the location of slots or keys to where their device is now
+}
+
+func (c *deviceConfig) validate() error {
+	for key, text := range map[string]string{tpm.Kind: c.TPM, pkcs11.Kind: c.HSM} {
+		if text == "" {
+			continue
+		}
+		if s, err := parseSpec(text); err != nil {
+			return fmt.Errorf("%w: devices: %w", errConfig, err)
+		} else if s.kind != key {
+			return fmt.Errorf("%w: devices: %q is not of the kind %s", errConfig, text, key)
+		}
+	}
+	for from, to := range c.Moved {
+		a, err := parseSpec(from)
+		if err != nil {
+			return fmt.Errorf("%w: devices.moved: %w", errConfig, err)
+		}
+		b, err := parseSpec(to)
+		if err != nil {
+			return fmt.Errorf("%w: devices.moved: %w", errConfig, err)
+		}
+		if a.kind != b.kind {
+			return fmt.Errorf("%w: devices.moved: %q and %q are of different kinds", errConfig, from, to)
+		}
+	}
+	for _, pin := range []struct{ kind, file, credential string }{
+		{"tpm", c.TPMPINFile, c.TPMPINCredential}, {"hsm", c.HSMPINFile, c.HSMPINCredential},
+	} {
+		if pin.file != "" && pin.credential != "" {
+			return fmt.Errorf("%w: devices: either %s_pin_file or %[2]s_pin_credential", errConfig, pin.kind)
+		}
+		if pin.file != "" && !filepath.IsAbs(pin.file) {
+			return fmt.Errorf("%w: devices.%s_pin_file %q is not an absolute path", errConfig, pin.kind, pin.file)
+		}
+		if err := checkCredential(pin.credential); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 type cacheConfig struct {
@@ -108,7 +183,10 @@ func (c *config) validate() error {
 			return fmt.Errorf("%w: %s is %d, not from 1 to 1000000", errConfig, key, n)
 		}
 	}
-	return c.Helpers.validate()
+	if _, err := parseStorePin(c.StoreID); err != nil {
+		return err
+	}
+	return errors.Join(c.Unlock.validate(), c.Devices.validate(), c.Helpers.validate())
 }
 
 // parseMode reads octal permissions; empty is fallback.

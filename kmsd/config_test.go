@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 )
@@ -164,7 +165,7 @@ func FuzzConfig(f *testing.F) {
 func TestSystemConfigIsForItsUser(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "kmsd.toml")
-	if c, err := loadSystemConfig(path, 7); err != nil || c != (config{}) {
+	if c, err := loadSystemConfig(path, 7); err != nil || !reflect.DeepEqual(c, config{}) {
 		t.Errorf("no file: %+v, %v", c, err)
 	}
 	text := fmt.Sprintf("mode = \"system\"\nstate_dir = %q\n", dir)

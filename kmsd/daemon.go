@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"reflect"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -20,6 +21,7 @@ import (
 	sd "github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sys/unix"
 
+	"github.com/kmsd-project/kmsd/enclave/pkcs11"
 	"github.com/kmsd-project/kmsd/ipc"
 	"github.com/kmsd-project/kmsd/keystore"
 	"github.com/kmsd-project/kmsd/keystore/secmem"
@@ -30,6 +32,7 @@ import (
 const (
 	arenaSize     = 64 << 10         // bytes; root, epoch, index and namespace keys
 	shutdownGrace = 10 * time.Second // for requests under way when the daemon is told to stop
+	startTime     = 5 * time.Second  // for devices, before the sockets are opened anyway
 
 	// gcPercent lets the heap grow to 16 MB before it is collected. What lives on it is about 1 MB, so that at Go's
 	// default of 100 a busy daemon would collect all the time: a third of the cost of a small encryption. Idle memory
@@ -51,13 +54,18 @@ type daemon struct {
 	ipc     *ipc.Server
 
 	turn       sync.Mutex // held by init, lock and unlock, so that phase and keystore say the same
-	weaknesses []string   // of this build, for status
+	healing    healing
+	pin        storePin // the only keystore to be opened
+	weaknesses []string // of this build, for status
 }
 
 // run is the daemon from start to stop: spawner -> runtime and state directory -> memory -> audit -> policy -> engine -> keystore
 // -> sockets. reread reads the configuration again, for SIGHUP.
 func run(ctx context.Context, c config, reread func() (config, error), log *slog.Logger) (err error) {
 	d := &daemon{config: c, log: log}
+	if d.pin, err = parseStorePin(c.StoreID); err != nil {
+		return err
+	}
 	debug.SetGCPercent(gcPercent)
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP)
@@ -105,7 +113,7 @@ func run(ctx context.Context, c config, reread func() (config, error), log *slog
 		return fmt.Errorf("protected memory: %w", err)
 	}
 	defer d.arena.Close()
-	d.slots = newSlotKeeper(d.helpers.keyringState, d.arena, d.helpers, log)
+	d.slots = newSlotKeeper(c, d.helpers.keyringState, d.arena, d.helpers, log)
 	defer d.slots.Close()
 	if d.audit, err = audit.Open(audit.Config{Dir: filepath.Join(c.StateDir, auditDir), Log: log}); err != nil {
 		return fmt.Errorf("audit log: %w", err)
@@ -126,6 +134,9 @@ func run(ctx context.Context, c config, reread func() (config, error), log *slog
 	if err := d.openStore(ctx); err != nil {
 		return err
 	}
+	opening := d.openAtStart(ctx)
+	defer func() { <-opening }() // which ends with ctx
+	defer cancel()
 	background, stop := context.WithCancel(context.WithoutCancel(ctx)) // to the end of the last request
 	over := make(chan struct{})
 	go func() { d.engine.Run(background); close(over) }()
@@ -203,12 +214,27 @@ func (d *daemon) reload(reread func() (config, error)) {
 		return
 	}
 	if c.Mode != d.config.Mode || c.StateDir != d.config.StateDir || c.RuntimeDir != d.config.RuntimeDir ||
-		c.Sockets != d.config.Sockets || c.Limits != d.config.Limits || c.Cache != d.config.Cache || c.Helpers != d.config.Helpers {
+		c.Sockets != d.config.Sockets || c.Limits != d.config.Limits || c.Cache != d.config.Cache || c.Helpers != d.config.Helpers ||
+		c.StoreID != d.config.StoreID || !reflect.DeepEqual(c.Unlock, d.config.Unlock) || !reflect.DeepEqual(c.Devices, d.config.Devices) {
 		d.log.Warn("only the policy can be reloaded; other changes take a restart")
 	}
 	d.policy.Store(snapshot)
 	d.engine.SetPolicy(snapshot)
+	d.bumpGeneration()
 	d.log.Info("reloaded", "policy", snapshot.Epoch())
+}
+
+// bumpGeneration lets the counter of the keystore, if it has one, tell copies of before a change of the policy from those after it.
+func (d *daemon) bumpGeneration() {
+	s := d.store.Load()
+	if s == nil || s.Locked() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), startTime)
+	defer cancel()
+	if err := s.BumpGeneration(ctx); err != nil {
+		d.log.Warn("the counter of the keystore was not advanced", "error", err)
+	}
 }
 
 // checkUser refuses to isolate nothing: a system daemon has a user of its own.
@@ -231,7 +257,7 @@ func (d *daemon) storeConfig() keystore.Config {
 	}
 }
 
-// openStore opens the keystore if there is one, and unlocks it if that needs nobody.
+// openStore opens the keystore if there is one, locked.
 func (d *daemon) openStore(ctx context.Context) error {
 	exists, err := keystore.Exists(d.config.StateDir)
 	if err != nil || !exists {
@@ -241,29 +267,56 @@ func (d *daemon) openStore(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("open the keystore: %w", err)
 	}
-	d.adopt(s)
-	if err := d.unlockUnattended(ctx); err != nil {
-		d.log.Warn("the keystore stays locked", "reason", err)
+	if err := d.pin.admits(s); err != nil {
+		return errors.Join(err, s.Close())
 	}
+	d.adopt(s)
 	return nil
+}
+
+// openAtStart unlocks the keystore if that needs nobody. A device that takes longer than startTime, such as a keyring that asks somebody for
+// its password, does not keep the sockets from being opened. The channel is closed when the attempt is over.
+func (d *daemon) openAtStart(ctx context.Context) <-chan struct{} {
+	over := make(chan struct{})
+	if d.store.Load() == nil {
+		close(over)
+		return over
+	}
+	go func() {
+		defer close(over)
+		if err := d.unlockUnattended(ctx, atStart); err != nil {
+			d.log.Warn("the keystore stays locked", "reason", err)
+		}
+	}()
+	select {
+	case <-over:
+	case <-time.After(startTime):
+	}
+	return over
 }
 
 // adopt takes a keystore that was opened or made, and is locked as far as the daemon is concerned.
 func (d *daemon) adopt(s *keystore.Store) {
 	d.store.Store(s)
+	d.slots.store.Store(s)
 	d.engine.SetStore(s)
 	d.phase.Store(uint32(phaseLocked))
 }
 
 // unlocked makes the daemon ready after the keystore has been unlocked. A keystore that cannot be used is locked again.
 func (d *daemon) unlocked() error {
-	if err := d.engine.Unlocked(); err != nil {
+	err := d.pin.admits(d.store.Load())
+	if err == nil {
+		err = d.engine.Unlocked()
+	}
+	if err != nil {
 		d.lock()
 		if errors.Is(err, audit.ErrKey) {
 			err = fmt.Errorf("%w: the directory audit beside the keystore is of another one; move it away", err)
 		}
 		return err
 	}
+	d.healing.opened()
 	d.phase.Store(uint32(phaseReady))
 	sd.SdNotify(false, "STATUS="+phaseReady.String())
 	return nil
@@ -276,6 +329,7 @@ func (d *daemon) lock() {
 	}
 	d.phase.Store(uint32(phaseLocked))
 	d.engine.Lock()
+	d.slots.devices.closeKind(pkcs11.Kind) // which logs out
 	sd.SdNotify(false, "STATUS="+phaseLocked.String())
 }
 

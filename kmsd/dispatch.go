@@ -185,6 +185,7 @@ type session struct {
 	bytes      int // space of inFlight
 	streams    map[uint64]*openStream
 	nextStream uint64
+	pending    *pending // secrets that the client has not confirmed
 	closed     bool
 }
 
@@ -226,6 +227,9 @@ func (s *session) Frame(f []byte) error {
 		return s.cancel(c)
 	}
 	op, e := d.find(c.request.Op, s.who.Admin)
+	if e != nil && e.Code == proto.CodeLocked && d.mayHeal() {
+		op, e = &operation{lane: device, handle: handleHealing}, nil
+	}
 	if e != nil {
 		s.refused(c, c.request.Op, e)
 		return s.reject(c, e)
@@ -428,12 +432,13 @@ func (s *session) Closed(err error) {
 	for _, c := range s.inFlight {
 		c.cancel(errGone)
 	}
-	streams := s.streams
-	s.streams = nil
+	streams, unconfirmed := s.streams, s.pending
+	s.streams, s.pending = nil, nil
 	s.mu.Unlock()
 	for _, o := range streams {
 		o.end()
 	}
+	unconfirmed.drop()
 }
 
 // farewell sends an error that concerns the connection and no request, under id 0.

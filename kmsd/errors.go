@@ -55,6 +55,7 @@ var wireErrors = []struct {
 	{keystore.ErrLocked, proto.CodeLocked, proto.ClassState, true, 0, ""},
 	{keystore.ErrNoStore, proto.CodeUninitialised, proto.ClassState, true, 0, ""},
 	{keystore.ErrRollback, proto.CodeRollback, proto.ClassBackend, false, 0, ""},
+	{keystore.ErrCounterAbsent, proto.CodeAbsent, proto.ClassBackend, true, 0, ""},
 	{keystore.ErrForeign, proto.CodeReplaced, proto.ClassBackend, false, 0, ""},
 	{keystore.ErrSecret, proto.CodeAuthFailed, proto.ClassInput, true, 0, ""},
 	{keystore.ErrLastSlot, proto.CodeState, proto.ClassState, true, 0, ""},
@@ -140,6 +141,10 @@ func wireError(err error) *proto.Error {
 	var traced *engine.Traced
 	if errors.As(err, &traced) {
 		out.DetailID = traced.ID
+	}
+	var h hinted
+	if errors.As(err, &h) {
+		out.Message += "; " + h.hint
 	}
 	var device *enclave.Error
 	if errors.As(err, &device) {

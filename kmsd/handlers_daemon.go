@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"time"
 
@@ -32,6 +31,9 @@ func handleStatus(c *call) (proto.Message, error) {
 		return nil, err
 	}
 	d := c.daemon
+	if d.mayHeal() {
+		d.heal(c.ctx)
+	}
 	reply := &proto.Status{Version: version, Mode: d.config.Mode, State: phase(d.phase.Load()).String()}
 	if c.session.identity().Principal == "" {
 		return reply, nil
@@ -71,6 +73,12 @@ func handleStatus(c *call) (proto.Message, error) {
 	}
 	if c.session.who.Admin {
 		reply.Slots = slotReplies(d.slots.list(c.ctx, s))
+		if pin, err := pinOf(s); err == nil {
+			reply.StorePin = pin.String()
+		}
+		if s.Locked() {
+			reply.LockReason, reply.LockDetail = d.healing.why()
+		}
 	}
 	return reply, nil
 }
@@ -112,37 +120,79 @@ func handleInit(c *call) (proto.Message, error) {
 	}
 	defer clear(in.PIN)
 	d := c.daemon
-	var s *keystore.Store
-	var recovery []byte
-	err = c.change(in.Enclave, func() (err error) {
-		d.turn.Lock()
-		defer d.turn.Unlock()
-		if d.store.Load() != nil {
-			return keystore.ErrStoreExists
+	if len(in.Confirm) > 0 {
+		n, err := c.session.confirmed(c.request.Op, in.Confirm)
+		if err != nil {
+			return nil, err
 		}
-		if err := foreignAudit(d.config.StateDir); err != nil {
+		defer n.close()
+		var reply *proto.InitReply
+		err = c.change("confirm", func() (err error) {
+			reply, err = d.makeStore(c.ctx, n)
+			return err
+		})
+		return reply, err
+	}
+	reply := &proto.InitReply{}
+	err = c.change(in.Enclave, func() error {
+		if err := d.mayInit(); err != nil {
 			return err
 		}
-		s, recovery, err = d.slots.create(c.ctx, d.storeConfig(), initParams{
-			Enclave: in.Enclave, NoRecovery: in.NoRecovery, PIN: in.PIN, EscrowTo: in.EscrowTo,
-		})
+		n, err := d.slots.prepare(c.ctx, initParams{Enclave: in.Enclave, NoRecovery: in.NoRecovery, PIN: in.PIN, EscrowTo: in.EscrowTo})
 		if err != nil {
 			return err
 		}
-		d.adopt(s)
-		if c.Err() != nil && len(recovery) > 0 {
-			d.log.Error("the client was gone before it had the recovery key: remove that slot and add another")
+		if len(n.recovery) > 0 {
+			reply.RecoveryKey, n.recovery = n.recovery[0], nil
+			reply.Warnings = n.warnings
+			reply.Pending = c.session.await(c.request.Op, n)
+			return nil
 		}
-		if err := d.unlocked(); err != nil { // the keystore is made all the same, and its recovery key is wanted
-			d.log.Error("the new keystore stays locked", "error", err)
-		}
-		return nil
+		defer n.close()
+		reply, err = d.makeStore(c.ctx, n)
+		return err
 	})
 	if err != nil {
 		return nil, err
 	}
+	return reply, nil
+}
+
+// mayInit refuses to prepare a keystore that could not be made, or not be opened.
+func (d *daemon) mayInit() error {
+	if d.store.Load() != nil {
+		return keystore.ErrStoreExists
+	}
+	if d.pin.id != "" {
+		return hinted{fmt.Errorf("store_id of the configuration is that of another keystore: %w", keystore.ErrForeign), "take store_id out of the configuration first"}
+	}
+	return foreignAudit(d.config.StateDir)
+}
+
+// makeStore makes the keystore, and lets the devices forget its slots when that fails.
+func (d *daemon) makeStore(ctx context.Context, n *enrolment) (*proto.InitReply, error) {
+	d.turn.Lock()
+	defer d.turn.Unlock()
+	err := d.mayInit()
+	var s *keystore.Store
+	if err == nil {
+		s, err = n.create(ctx, d.storeConfig())
+	}
+	if err != nil {
+		n.abort(ctx)
+		return nil, err
+	}
+	d.adopt(s)
+	if err := d.unlocked(); err != nil { // the keystore is made all the same
+		d.healing.failed(err)
+		n.warnings = append(n.warnings, "the new keystore stays locked: "+err.Error())
+	}
 	id := s.Info().StoreID
-	return &proto.InitReply{StoreID: hex.EncodeToString(id[:]), Slots: slotReplies(d.slots.list(c.ctx, s)), RecoveryKey: recovery}, nil
+	reply := &proto.InitReply{StoreID: hex.EncodeToString(id[:]), Slots: slotReplies(d.slots.list(ctx, s)), Warnings: n.warnings}
+	if pin, err := pinOf(s); err == nil {
+		reply.StorePin = pin.String()
+	}
+	return reply, nil
 }
 
 // handleLock locks in any case: what cannot be recorded now is recorded when the disk has room again.
@@ -154,6 +204,7 @@ func handleLock(c *call) (proto.Message, error) {
 	return nil, d.engine.ChangeAlways(c.ctx, &c.session.who, c.request.Op, "", func() error {
 		d.turn.Lock()
 		defer d.turn.Unlock()
+		d.healing.hold()
 		d.lock()
 		return nil
 	})
@@ -166,17 +217,27 @@ func handleUnlock(c *call) (proto.Message, error) {
 	}
 	defer wipe(in.Secret, in.Shares)
 	d := c.daemon
-	return nil, c.change("", func() error {
+	info := ""
+	if in.AcceptRollback {
+		info = "accept-rollback"
+	}
+	return nil, c.change(info, func() error {
 		d.turn.Lock()
 		defer d.turn.Unlock()
 		s := d.store.Load()
 		if !s.Locked() && phase(d.phase.Load()) == phaseReady {
 			return nil
 		}
-		if err := d.slots.unlock(c.ctx, s, in.Slot, enclave.Auth{Secret: in.Secret, Shares: in.Shares}); err != nil {
-			return err
+		err := d.slots.unlock(c.ctx, s, attempt{
+			Slot: in.Slot, Auth: enclave.Auth{Secret: in.Secret, Shares: in.Shares}, Why: onDemand, AcceptRollback: in.AcceptRollback,
+		})
+		if err == nil {
+			err = d.unlocked()
 		}
-		return d.unlocked()
+		if err != nil {
+			d.healing.failed(err)
+		}
+		return err
 	})
 }
 
@@ -210,25 +271,52 @@ func handleSlotAdd(c *call) (proto.Message, error) {
 	}
 	defer clear(in.PIN)
 	d := c.daemon
+	store := d.store.Load()
+	if len(in.Confirm) > 0 {
+		n, err := c.session.confirmed(c.request.Op, in.Confirm)
+		if err != nil {
+			return nil, err
+		}
+		defer n.close()
+		var reply *proto.SlotAddReply
+		err = c.change("confirm", func() (err error) {
+			reply, err = addSlot(c.ctx, store, n)
+			return err
+		})
+		return reply, err
+	}
 	reply := &proto.SlotAddReply{}
 	err = c.change(in.Enclave, func() error {
-		store := d.store.Load()
-		slot, secrets, err := d.slots.add(c.ctx, store, addParams{
+		n, err := d.slots.prepareSlot(c.ctx, store, addParams{
 			Enclave: in.Enclave, Label: in.Label, PIN: in.PIN, Threshold: in.Threshold, Shares: in.Shares,
 		})
 		if err != nil {
 			return err
 		}
-		if gone := c.Err(); gone != nil && len(secrets) > 0 { // nobody will ever see what opens this slot
-			return errors.Join(gone, d.slots.remove(context.WithoutCancel(c.ctx), store, slot.ID))
+		if len(n.recovery) > 0 {
+			reply.Secrets, n.recovery = n.recovery, nil
+			reply.Warnings = n.warnings
+			reply.Pending = c.session.await(c.request.Op, n)
+			return nil
 		}
-		reply.Slot, reply.Secrets = slotReply(slotStatus{Slot: slot}), secrets
-		return nil
+		defer n.close()
+		reply, err = addSlot(c.ctx, store, n)
+		return err
 	})
 	if err != nil {
 		return nil, err
 	}
 	return reply, nil
+}
+
+// addSlot adds what was enrolled, and lets the device forget it when that fails.
+func addSlot(ctx context.Context, s *keystore.Store, n *enrolment) (*proto.SlotAddReply, error) {
+	slot, err := n.add(ctx, s)
+	if err != nil {
+		n.abort(ctx)
+		return nil, err
+	}
+	return &proto.SlotAddReply{Slot: slotReply(slotStatus{Slot: slot}), Warnings: n.warnings}, nil
 }
 
 func handleSlotRemove(c *call) (proto.Message, error) {
@@ -248,7 +336,7 @@ func handleSlotTest(c *call) (proto.Message, error) {
 	}
 	defer wipe(in.Secret, in.Shares)
 	d := c.daemon
-	return nil, c.change(fmt.Sprintf("slot %d", in.ID), func() error { // a wrong PIN costs an attempt
+	return nil, c.administrate("", func() error {
 		return d.slots.test(c.ctx, d.store.Load(), in.ID, enclave.Auth{Secret: in.Secret, Shares: in.Shares})
 	})
 }
@@ -264,6 +352,6 @@ func slotReplies(in []slotStatus) []proto.Slot {
 func slotReply(s slotStatus) proto.Slot {
 	return proto.Slot{
 		ID: s.ID, Kind: s.Kind, Label: s.Label, Level: s.Level, Health: string(s.Health.State), Until: seconds(s.Health.Until),
-		Binding: s.Binding, Created: seconds(s.Created),
+		Binding: s.Binding, Created: seconds(s.Created), Location: s.Location, Detail: s.Health.Detail,
 	}
 }

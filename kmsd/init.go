@@ -21,6 +21,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/kmsd-project/kmsd/enclave"
+	"github.com/kmsd-project/kmsd/enclave/pkcs11"
 	"github.com/kmsd-project/kmsd/enclave/recovery"
 	"github.com/kmsd-project/kmsd/keystore"
 	"github.com/kmsd-project/kmsd/keystore/secmem"
@@ -51,7 +52,7 @@ func runInit(args []string, in, out, errs *os.File) int {
 	flags.SetOutput(errs)
 	flags.StringVar(&c.stateDir, "state-dir", "", "`directory` of the keystore")
 	flags.StringVar(&c.config, "config", "", "configuration `file` of the daemon")
-	flags.StringVar(&c.params.Enclave, "enclave", "", "what guards the keystore: `auto`, keyring:file or recovery")
+	flags.StringVar(&c.params.Enclave, "enclave", "", "what guards the keystore: auto, or a `spec` such as tpm:/dev/tpmrm0, pkcs11:MODULE?token=LABEL, keyfile:PATH, keyring:file or recovery")
 	flags.StringVar(&c.pinFile, "pin-file", "", "`file` with the PIN of the device, - for the standard input")
 	flags.StringVar(&c.recoveryOut, "recovery-out", "", "new `file` for the recovery key")
 	flags.BoolVar(&c.params.NoRecovery, "no-recovery", false, "make no recovery key")
@@ -119,6 +120,11 @@ func (c *initCommand) run(ctx context.Context) error {
 		return err
 	}
 	c.stateDir = conf.StateDir
+	pin, err := c.openPIN() // as who was called: the file need not be for the service user
+	if err != nil {
+		return err
+	}
+	defer pin.Close()
 	if err := becomeOwner(c.stateDir); err != nil {
 		return err
 	}
@@ -131,10 +137,10 @@ func (c *initCommand) run(ctx context.Context) error {
 	if err := c.checkFree(); err != nil {
 		return err
 	}
-	if c.params.PIN, err = c.readPIN(); err != nil {
+	if c.params.PIN, err = readPIN(pin); err != nil {
 		return err
 	}
-	defer clear(c.params.PIN)
+	defer func() { clear(c.params.PIN) }()
 	made, err := makeStateDir(c.stateDir)
 	if err != nil {
 		return err
@@ -151,7 +157,7 @@ func (c *initCommand) run(ctx context.Context) error {
 	}
 	defer arena.Close()
 	log := slog.New(slog.NewTextHandler(c.errs, nil))
-	keeper := newSlotKeeper(helpers.keyringState, arena, helpers, log)
+	keeper := newSlotKeeper(conf, helpers.keyringState, arena, helpers, log)
 	defer keeper.Close()
 
 	if terminal && c.params.Enclave == "" {
@@ -174,7 +180,7 @@ func (c *initCommand) run(ctx context.Context) error {
 		return err
 	}
 	done = true
-	c.report(store)
+	c.report(conf.Mode, store, enrolled.warnings)
 	return store.Close()
 }
 
@@ -201,7 +207,7 @@ func (c *initCommand) finish(ctx context.Context, terminal bool, enrolled *enrol
 	}
 	ctx, cancel := context.WithTimeout(ctx, initTimeout)
 	defer cancel()
-	store, err := enrolled.commit(ctx, config)
+	store, err := enrolled.create(ctx, config)
 	if err != nil && c.recoveryOut != "" {
 		os.Remove(c.recoveryOut)
 	}
@@ -257,19 +263,24 @@ func inside(path, dir string) bool {
 	return err == nil && rel != ".." && !strings.HasPrefix(rel, "../")
 }
 
-// readPIN reads the PIN file, without its last line end.
-func (c *initCommand) readPIN() ([]byte, error) {
-	if c.pinFile == "" {
-		return nil, nil
-	}
-	file := c.in
-	if c.pinFile != "-" {
-		var err error
-		if file, err = os.Open(c.pinFile); err != nil {
+// openPIN opens the PIN file; an empty one where there is none.
+func (c *initCommand) openPIN() (*os.File, error) {
+	switch c.pinFile {
+	case "":
+		return os.Open(os.DevNull)
+	case "-":
+		fd, err := syscall.Dup(int(c.in.Fd()))
+		if err != nil {
 			return nil, err
 		}
-		defer file.Close()
+		syscall.CloseOnExec(fd)
+		return os.NewFile(uintptr(fd), c.in.Name()), nil
 	}
+	return os.Open(c.pinFile)
+}
+
+// readPIN reads the PIN, without its last line end.
+func readPIN(file io.Reader) ([]byte, error) {
 	pin := make([]byte, maxPIN+1)
 	n, err := io.ReadFull(file, pin)
 	if err == nil {
@@ -288,21 +299,25 @@ func (c *initCommand) readPIN() ([]byte, error) {
 
 // ask lets a person choose the enclave.
 func (c *initCommand) ask(ctx context.Context, keeper *slotKeeper) (string, error) {
-	choices := keeper.choices(ctx)
+	choices := keeper.look(ctx)
 	fmt.Fprintf(c.out, "kmsd will make a keystore in %s.\n\nWhat shall guard it? Found here, best first:\n\n", c.stateDir)
 	best := 0
 	for i, choice := range choices {
-		fmt.Fprintf(c.out, "  %d  %-14s %s\n", i+1, choice.Spec, choice.Level)
+		fmt.Fprintf(c.out, "  %d  %-22s %s\n", i+1, choice.Spec, choice.Level)
 		switch {
 		case choice.Health.State != enclave.Ready:
-			fmt.Fprintf(c.out, "     %-14s not usable now (%s): %s\n", "", choice.Health.State, choice.Health.Detail)
+			fmt.Fprintf(c.out, "     %-22s not usable now (%s): %s\n", "", choice.Health.State, choice.Health.Detail)
 		case best == 0:
 			best = i + 1
 		}
+		if choice.Spec == kindSecretService {
+			fmt.Fprintf(c.out, "     %-22s kmsd then opens while you are logged in and your keyring is unlocked\n", "")
+		}
 		if choice.Spec == recovery.Kind {
-			fmt.Fprintf(c.out, "     %-14s every start of kmsd then waits for the recovery key\n", "")
+			fmt.Fprintf(c.out, "     %-22s every start of kmsd then waits for the recovery key\n", "")
 		}
 	}
+	fmt.Fprintln(c.out, "\nAlso, by their names: pkcs11:MODULE?token=LABEL (an HSM or a smart card), keyfile:PATH (a medium that you can take away).")
 	for range 3 {
 		fmt.Fprintf(c.out, "\nChoice [%d]: ", best)
 		answer, err := c.line()
@@ -316,6 +331,20 @@ func (c *initCommand) ask(ctx context.Context, keeper *slotKeeper) (string, erro
 			if answer == strconv.Itoa(i+1) || answer == choice.Spec {
 				return choice.Spec, nil
 			}
+		}
+		s, err := parseSpec(answer)
+		if err == nil && s.kind == pkcs11.Kind && len(c.params.PIN) == 0 {
+			fmt.Fprint(c.out, "PIN of the token: ")
+			if c.params.PIN, err = term.ReadPassword(int(c.in.Fd())); err != nil {
+				return "", err
+			}
+			fmt.Fprintln(c.out)
+		}
+		if err == nil {
+			return answer, nil
+		}
+		if strings.Contains(answer, ":") {
+			fmt.Fprintf(c.out, "%v.\n", err)
 		}
 		fmt.Fprintf(c.out, "Please answer with a number from 1 to %d.\n", len(choices))
 	}
@@ -352,13 +381,19 @@ func (c *initCommand) line() (string, error) {
 }
 
 // report says what there is now.
-func (c *initCommand) report(s *keystore.Store) {
+func (c *initCommand) report(mode string, s *keystore.Store, warnings []string) {
 	fmt.Fprintf(c.errs, "made keystore %x in %s\n", s.Info().StoreID, c.stateDir)
 	for _, slot := range s.Slots() {
-		fmt.Fprintf(c.errs, "  slot %d  %-14s %s\n", slot.ID, slot.Kind, slot.Level)
+		fmt.Fprintf(c.errs, "  slot %d  %-22s %s\n", slot.ID, slot.Kind, slot.Level)
 	}
 	if c.recoveryOut != "" {
 		fmt.Fprintf(c.errs, "the recovery key is in %s: print it, keep it elsewhere, remove the file\n", c.recoveryOut)
+	}
+	for _, w := range warnings {
+		fmt.Fprintln(c.errs, "warning:", w)
+	}
+	if pin, err := pinOf(s); err == nil && mode == modeSystem {
+		fmt.Fprintf(c.errs, "so that no other keystore is ever opened in its place, put this into the configuration:\n\n    store_id = %q\n\n", pin)
 	}
 	if c.params.NoRecovery {
 		fmt.Fprintln(c.errs, "there is no recovery key: what this machine loses is lost (kmsctl slot add recovery makes one)")

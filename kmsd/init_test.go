@@ -104,7 +104,7 @@ func openedBy(t *testing.T, dir string, a enclave.Auth) error {
 		return err
 	}
 	defer s.Close()
-	return newSlotRig(t).unlock(t.Context(), s, 0, a)
+	return newSlotRig(t).unlock(t.Context(), s, attempt{Auth: a})
 }
 
 func TestInitWritesTheRecoveryKey(t *testing.T) {
@@ -163,7 +163,9 @@ func TestInitRefusals(t *testing.T) {
 		{"both recovery flags", 2, "exclude", []string{"--state-dir", state, "--no-recovery", "--recovery-out", filepath.Join(dir, "r")}},
 		{"recovery file that exists", 1, "hint: choose another file", []string{"--state-dir", state, "--recovery-out", taken}},
 		{"recovery file in no directory", 1, "hint:", []string{"--state-dir", state, "--recovery-out", filepath.Join(dir, "no", "r")}},
-		{"enclave of a later release", 1, "hint: use keyring:file", []string{"--state-dir", state, "--no-recovery", "--enclave", "tpm:/dev/tpmrm0"}},
+		{"device that is not there", 1, "not there", []string{"--state-dir", state, "--no-recovery", "--enclave", "tpm:/nonexistent/tpm"}},
+		{"PCRs without a way back", 1, "hint: prove with kmsctl slot test", []string{"--state-dir", state, "--no-recovery", "--enclave", "tpm:/nonexistent/tpm?pcrs=7"}},
+		{"token without its PIN", 1, "hint: give the PIN with --pin-file", []string{"--state-dir", state, "--no-recovery", "--enclave", "pkcs11:/nonexistent/m.so?token=t"}},
 		{"enclave of nobody", 1, "keyring:file", []string{"--state-dir", state, "--no-recovery", "--enclave", "what"}},
 		{"recovery alone without it", 1, "needs one", []string{"--state-dir", state, "--no-recovery", "--enclave", "recovery"}},
 		{"escrow recipient of nobody", 1, "none of age", []string{"--state-dir", state, "--no-recovery", "--escrow-to", "age1what"}},

@@ -92,7 +92,7 @@ func TestRepliesFitTheirFrames(t *testing.T) {
 
 	slot := proto.Slot{
 		ID: 1<<32 - 1, Kind: long(32), Label: long(255), Level: long(255), Health: long(4096), Until: maxTime, Binding: long(255),
-		Created: maxTime,
+		Created: maxTime, Location: long(1024), Detail: long(4096),
 	}
 	slots := make([]proto.Slot, keyspec.MaxSlots)
 	for i := range slots {
@@ -105,6 +105,7 @@ func TestRepliesFitTheirFrames(t *testing.T) {
 		MemoryProtection: "partial", Warnings: many(proto.MaxWarnings, long(4000)), Slots: slots, UptimeSeconds: 1<<64 - 1,
 		Connections: 1<<64 - 1, Requests: 1<<64 - 1, Panics: 1<<64 - 1, Busy: 1<<64 - 1, AuditEntries: 1<<64 - 1,
 		PolicyEpoch: 1<<64 - 1, Escrow: many(keyspec.MaxRecipients, recipient),
+		LockReason: "misconfigured", LockDetail: long(4096), StorePin: strings.Repeat("f", 65),
 	})
 	fits("slots", &proto.SlotListReply{Slots: slots})
 	fits("new slot", &proto.SlotAddReply{Slot: slot, Secrets: manyBytes(255, 128)})

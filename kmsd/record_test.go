@@ -137,6 +137,7 @@ func TestRecoveryKeyOutlivesTheDeadline(t *testing.T) {
 			if err := proto.DecodeReply(r.Result, &reply); err != nil || len(reply.RecoveryKey) == 0 {
 				t.Errorf("%v, a key of %d bytes", err, len(reply.RecoveryKey))
 			}
+			d.ask(proto.OpInit, &proto.Init{Confirm: reply.Pending}, &proto.InitReply{})
 			keys++
 		}
 	}

@@ -146,6 +146,9 @@ func TestSharesOpenTheDaemon(t *testing.T) {
 	d, _ := initialised(t)
 	var added proto.SlotAddReply
 	d.ask(proto.OpSlotAdd, &proto.SlotAdd{Enclave: "recovery:shares", Threshold: 2, Shares: 3}, &added)
+	pending := added
+	d.ask(proto.OpSlotAdd, &proto.SlotAdd{Confirm: pending.Pending}, &added)
+	added.Secrets = pending.Secrets
 	if len(added.Secrets) != 3 {
 		t.Fatalf("%d shares", len(added.Secrets))
 	}
@@ -162,7 +165,7 @@ func TestSharesOpenTheDaemon(t *testing.T) {
 		t.Errorf("state %q", s)
 	}
 	d.refused(proto.OpSlotAdd, &proto.SlotAdd{Enclave: "recovery:shares", Threshold: 5, Shares: 3}, proto.CodeInvalid)
-	d.refused(proto.OpSlotAdd, &proto.SlotAdd{Enclave: "tpm:/dev/tpmrm0"}, proto.CodeUnsupported)
+	d.refused(proto.OpSlotAdd, &proto.SlotAdd{Enclave: "tpm:/nonexistent/tpm"}, proto.CodeAbsent)
 	d.refused(proto.OpSlotRemove, &proto.SlotRef{}, proto.CodeInvalid)
 }
 
@@ -241,8 +244,15 @@ func TestInitOverTheSocket(t *testing.T) {
 	var made proto.InitReply
 	d.ask(proto.OpInit, &proto.Init{}, &made)
 	key := append([]byte(nil), made.RecoveryKey...)
-	if len(made.Slots) != 2 || len(key) == 0 {
-		t.Errorf("%+v", made.Slots)
+	if len(key) == 0 || made.StoreID != "" || d.state() != "uninitialised" {
+		t.Errorf("%+v, state %s", made, d.state())
+	}
+	d.refused(proto.OpInit, &proto.Init{Confirm: make([]byte, 16)}, proto.CodeInvalid)
+	confirm := &proto.Init{Confirm: made.Pending}
+	made = proto.InitReply{}
+	d.ask(proto.OpInit, confirm, &made)
+	if len(made.Slots) != 2 || made.StoreID == "" || len(made.RecoveryKey) != 0 || !strings.HasPrefix(made.StorePin, made.StoreID+"-") {
+		t.Errorf("%+v", made)
 	}
 	if s := d.state(); s != "ready" {
 		t.Errorf("state %q", s)

@@ -38,14 +38,55 @@ func newSlotRig(t *testing.T) *slotRig {
 	if err := os.Chmod(r.config.Dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	r.slotKeeper = newSlotKeeper(r.config.Dir, arena, helper.Sockets{}, log)
-	r.enclaves[keyring.FileKind].Close()
-	r.enclaves[keyring.FileKind] = r.machine
+	r.slotKeeper = newSlotKeeper(config{}, r.config.Dir, arena, helper.Sockets{}, log)
+	r.offers = []string{keyring.FileKind, recovery.Kind}
+	r.place(keyring.FileKind, r.machine)
 	t.Cleanup(func() {
 		r.slotKeeper.Close()
 		arena.Close()
 	})
 	return r
+}
+
+// place puts a fake at a location.
+func (r *slotRig) place(location string, e enclave.Enclave) {
+	s, err := parseSpec(location)
+	if err != nil {
+		panic(err)
+	}
+	r.devices.open[deviceKey{location: s.location()}] = e
+}
+
+// create makes a keystore, and returns its recovery key when it has one.
+func (r *slotRig) create(ctx context.Context, c keystore.Config, p initParams) (*keystore.Store, []byte, error) {
+	n, err := r.prepare(ctx, p)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer n.close()
+	s, err := n.create(ctx, c)
+	if err != nil {
+		n.abort(ctx)
+		return nil, nil, err
+	}
+	if len(n.recovery) == 0 {
+		return s, nil, nil
+	}
+	return s, n.recovery[0], nil
+}
+
+// add adds a slot, and returns what has to be shown.
+func (r *slotRig) add(ctx context.Context, s *keystore.Store, p addParams) (keystore.Slot, [][]byte, error) {
+	n, err := r.prepareSlot(ctx, s, p)
+	if err != nil {
+		return keystore.Slot{}, nil, err
+	}
+	defer n.close()
+	slot, err := n.add(ctx, s)
+	if err != nil {
+		n.abort(ctx)
+	}
+	return slot, n.recovery, err
 }
 
 // store makes a keystore and returns it with the text of its recovery key.
@@ -70,11 +111,11 @@ func TestCreateEnrolsAndLocksAgain(t *testing.T) {
 		t.Errorf("slots %+v", slots)
 	}
 	for name, open := range map[string]func() error{
-		"unattended":         func() error { return r.unlockUnattended(t.Context(), s) },
-		"unlock with nobody": func() error { return r.unlock(t.Context(), s, 0, enclave.Auth{}) },
-		"by number":          func() error { return r.unlock(t.Context(), s, slots[0].ID, enclave.Auth{}) },
-		"recovery key":       func() error { return r.unlock(t.Context(), s, 0, enclave.Auth{Secret: key}) },
-		"recovery slot":      func() error { return r.unlock(t.Context(), s, slots[1].ID, enclave.Auth{Secret: key}) },
+		"unattended":         func() error { return r.unlock(t.Context(), s, attempt{}) },
+		"unlock with nobody": func() error { return r.unlock(t.Context(), s, attempt{Why: onDemand}) },
+		"by number":          func() error { return r.unlock(t.Context(), s, attempt{Slot: slots[0].ID}) },
+		"recovery key":       func() error { return r.unlock(t.Context(), s, attempt{Auth: enclave.Auth{Secret: key}}) },
+		"recovery slot":      func() error { return r.unlock(t.Context(), s, attempt{Slot: slots[1].ID, Auth: enclave.Auth{Secret: key}}) },
 	} {
 		s.Lock()
 		if err := open(); err != nil || s.Locked() {
@@ -98,9 +139,14 @@ func TestCreateVariants(t *testing.T) {
 		{initParams{Enclave: "keyring:file", PIN: []byte("1234")}, "", errSpec},
 		{initParams{Enclave: "nonsense"}, "", errSpec},
 		{initParams{Enclave: "recovery:shares"}, "", errSpec},
-		{initParams{Enclave: "tpm:/dev/tpmrm0"}, "", enclave.ErrUnsupported},
-		{initParams{Enclave: "pkcs11:/lib/x.so?token=t"}, "", enclave.ErrUnsupported},
-		{initParams{Enclave: "keyring:secret-service"}, "", enclave.ErrUnsupported},
+		{initParams{Enclave: "tpm:/nonexistent/tpm"}, "", enclave.ErrAbsent},
+		{initParams{Enclave: "tpm:/dev/null?guard=what"}, "", enclave.ErrMisconfigured},
+		{initParams{Enclave: "tpm:/dev/null?pcrs=7"}, "", enclave.ErrAbsent},
+		{initParams{Enclave: "tpm:/dev/null?pcrs=seven"}, "", errSpec},
+		{initParams{Enclave: "tpm:/dev/null?pcrs=7", NoRecovery: true}, "", errSpec},
+		{initParams{Enclave: "tpm:/dev/null", PIN: []byte("123")}, "", enclave.ErrMisconfigured},
+		{initParams{Enclave: "pkcs11:/lib/x.so?token=t"}, "", enclave.ErrLocked},
+		{initParams{Enclave: "pkcs11:/lib/x.so"}, "", errSpec},
 		{initParams{EscrowTo: []string{"age1nonsense"}}, "", errSpec},
 		{initParams{EscrowTo: []string{"AGE-SECRET-KEY-1\nage1"}}, "", errSpec},
 	} {
@@ -171,7 +217,7 @@ func TestStoreThatExistsIsLeftAlone(t *testing.T) {
 		t.Errorf("%d items were forgotten, not the new one", r.machine.Forgotten())
 	}
 	s.Lock()
-	if err := r.unlock(t.Context(), s, before[0].ID, enclave.Auth{}); err != nil {
+	if err := r.unlock(t.Context(), s, attempt{Slot: before[0].ID}); err != nil {
 		t.Error(err)
 	}
 }
@@ -199,13 +245,13 @@ func TestLockedWhenTheDeviceIsGone(t *testing.T) {
 		s, key := r.store(t, initParams{})
 		s.Lock()
 		test.break_(r)
-		if err := r.unlockUnattended(t.Context(), s); !errors.Is(err, test.want) || !s.Locked() {
+		if err := r.unlock(t.Context(), s, attempt{}); !errors.Is(err, test.want) || !s.Locked() {
 			t.Errorf("unattended: %v, locked %v, want %v", err, s.Locked(), test.want)
 		}
 		if list := r.list(t.Context(), s); list[0].Health.State != test.health || list[1].Health.State != enclave.Ready {
 			t.Errorf("health %+v", list)
 		}
-		if err := r.unlock(t.Context(), s, 0, enclave.Auth{Secret: key}); err != nil || s.Locked() {
+		if err := r.unlock(t.Context(), s, attempt{Auth: enclave.Auth{Secret: key}}); err != nil || s.Locked() {
 			t.Errorf("recovery key: %v", err)
 		}
 	}
@@ -214,20 +260,18 @@ func TestLockedWhenTheDeviceIsGone(t *testing.T) {
 // A slot of a later release hides the weaker ones too, instead of being skipped.
 func TestSlotOfALaterReleaseIsNotSkipped(t *testing.T) {
 	r := newSlotRig(t)
-	r.enclaves["tpm:/dev/tpmrm0"] = enclavetest.NewMemory("")
 	s, _ := r.store(t, initParams{})
-	if _, _, err := r.add(t.Context(), s, addParams{Enclave: "tpm:/dev/tpmrm0"}); err != nil {
+	if _, err := s.AddSlot(t.Context(), keystore.NewSlot{Kind: "quantum", Location: "quantum:/dev/q0", Secret: make([]byte, enclave.SecretSize)}); err != nil {
 		t.Fatal(err)
 	}
-	delete(r.enclaves, "tpm:/dev/tpmrm0")
 	s.Lock()
-	if err := r.unlockUnattended(t.Context(), s); !errors.Is(err, enclave.ErrUnsupported) || !s.Locked() {
+	if err := r.unlock(t.Context(), s, attempt{}); !errors.Is(err, enclave.ErrUnsupported) || !s.Locked() {
 		t.Errorf("%v, locked %v", err, s.Locked())
 	}
 	if list := r.list(t.Context(), s); list[2].Health.State != enclave.Misconfigured {
 		t.Errorf("health %+v", list[2].Health)
 	}
-	if err := r.unlock(t.Context(), s, s.Slots()[0].ID, enclave.Auth{}); err != nil {
+	if err := r.unlock(t.Context(), s, attempt{Slot: s.Slots()[0].ID}); err != nil {
 		t.Errorf("asked for: %v", err)
 	}
 }
@@ -236,14 +280,14 @@ func TestOnlyPeopleCanOpen(t *testing.T) {
 	r := newSlotRig(t)
 	s, key := r.store(t, initParams{Enclave: recovery.Kind})
 	s.Lock()
-	err := r.unlockUnattended(t.Context(), s)
+	err := r.unlock(t.Context(), s, attempt{})
 	if !errors.Is(err, enclave.ErrLocked) || !s.Locked() {
 		t.Errorf("%v", err)
 	}
 	if hintOf(err) == "" {
 		t.Error("no hint")
 	}
-	if err := r.unlock(t.Context(), s, 0, enclave.Auth{Secret: key}); err != nil {
+	if err := r.unlock(t.Context(), s, attempt{Auth: enclave.Auth{Secret: key}}); err != nil {
 		t.Error(err)
 	}
 }
@@ -260,15 +304,15 @@ func TestWrongKeys(t *testing.T) {
 		"a key for a share":   {Shares: [][]byte{key}},
 		"nonsense for shares": {Shares: [][]byte{nil}},
 	} {
-		err := r.unlock(t.Context(), s, 0, a)
+		err := r.unlock(t.Context(), s, attempt{Auth: a})
 		if !errors.Is(err, enclave.ErrAuth) || hintOf(err) == "" || !s.Locked() {
 			t.Errorf("%s: %v, hint %q", name, err, hintOf(err))
 		}
 	}
-	if err := r.unlock(t.Context(), s, 77, enclave.Auth{Secret: key}); !errors.Is(err, keystore.ErrNoSlot) {
+	if err := r.unlock(t.Context(), s, attempt{Slot: 77, Auth: enclave.Auth{Secret: key}}); !errors.Is(err, keystore.ErrNoSlot) {
 		t.Error(err)
 	}
-	if err := r.unlock(t.Context(), s, s.Slots()[1].ID, enclave.Auth{}); !errors.Is(err, enclave.ErrLocked) {
+	if err := r.unlock(t.Context(), s, attempt{Slot: s.Slots()[1].ID}); !errors.Is(err, enclave.ErrLocked) {
 		t.Errorf("recovery slot with nobody: %v", err)
 	}
 }
@@ -286,17 +330,17 @@ func TestShares(t *testing.T) {
 	s.Lock()
 	for i := range shares {
 		for j := range shares {
-			err := r.unlock(t.Context(), s, 0, enclave.Auth{Shares: [][]byte{shares[i], shares[j]}})
+			err := r.unlock(t.Context(), s, attempt{Auth: enclave.Auth{Shares: [][]byte{shares[i], shares[j]}}})
 			if i == j && !errors.Is(err, enclave.ErrAuth) || i != j && err != nil {
 				t.Errorf("shares %d and %d: %v", i+1, j+1, err)
 			}
 			s.Lock()
 		}
-		if err := r.unlock(t.Context(), s, 0, enclave.Auth{Shares: shares[i : i+1]}); !errors.Is(err, enclave.ErrAuth) {
+		if err := r.unlock(t.Context(), s, attempt{Auth: enclave.Auth{Shares: shares[i : i+1]}}); !errors.Is(err, enclave.ErrAuth) {
 			t.Errorf("one share: %v", err)
 		}
 	}
-	if err := r.unlock(t.Context(), s, slot.ID, enclave.Auth{Shares: shares}); err != nil {
+	if err := r.unlock(t.Context(), s, attempt{Slot: slot.ID, Auth: enclave.Auth{Shares: shares}}); err != nil {
 		t.Errorf("all shares: %v", err)
 	}
 	for _, p := range []addParams{
@@ -317,7 +361,7 @@ func TestRecoveryDrill(t *testing.T) {
 	old := r.machine.Reopen()
 	r.machine.Clear()
 	s.Lock()
-	if err := r.unlock(t.Context(), s, 0, enclave.Auth{Secret: key}); err != nil {
+	if err := r.unlock(t.Context(), s, attempt{Auth: enclave.Auth{Secret: key}}); err != nil {
 		t.Fatal(err)
 	}
 	added, secrets, err := r.add(t.Context(), s, addParams{Enclave: "auto", Label: "new board"})
@@ -347,7 +391,7 @@ func TestRecoveryDrill(t *testing.T) {
 	if err := s.Unlock(t.Context(), lost.ID, secret); !errors.Is(err, keystore.ErrNoSlot) {
 		t.Errorf("the removed slot: %v", err)
 	}
-	if err := r.unlockUnattended(t.Context(), s); err != nil {
+	if err := r.unlock(t.Context(), s, attempt{}); err != nil {
 		t.Errorf("the new slot: %v", err)
 	}
 	if strings.Contains(r.log.String(), string(key)) {
@@ -364,7 +408,7 @@ func TestEquallyStrongSlotStandsIn(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.Lock()
-	if err := r.unlockUnattended(t.Context(), s); err != nil || s.Locked() {
+	if err := r.unlock(t.Context(), s, attempt{}); err != nil || s.Locked() {
 		t.Error(err)
 	}
 }

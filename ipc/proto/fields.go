@@ -126,7 +126,7 @@ func (m *Slot) fields(f *fields) {
 	f.str("kind", &m.Kind, maxWord)
 	f.text("label", &m.Label, maxSlotLabel)
 	f.text("level", &m.Level, maxSlotText)
-	f.str("health", &m.Health, maxWord)
+	f.text("health", &m.Health, maxWord)
 	f.i64("until", &m.Until)
 	f.text("binding", &m.Binding, maxSlotBinding)
 	f.i64("created", &m.Created)

@@ -1,0 +1,119 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/kmsd-project/kmsd/enclave"
+	"github.com/kmsd-project/kmsd/ipc/proto"
+	"github.com/kmsd-project/kmsd/keystore"
+)
+
+const (
+	healEvery = time.Second     // between two attempts that requests cause
+	healTime  = 2 * time.Second // for one
+)
+
+// healing lets a keystore that is locked because a device is away be opened by the first request after the device is back.
+//
+// Invariant: what a person has locked stays locked until a person asks for it to be opened, or kmsd is restarted.
+type healing struct {
+	mu     sync.Mutex
+	next   time.Time // no attempt before
+	held   bool      // by a person
+	reason error     // why the keystore is locked; nil when that is as it should be
+}
+
+// due reports whether an attempt is to be made now, which is then taken.
+func (h *healing) due(now time.Time) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.held || now.Before(h.next) || errors.Is(h.reason, keystore.ErrRollback) || errors.Is(h.reason, keystore.ErrForeign) || errors.Is(h.reason, keystore.ErrDamaged) {
+		return false
+	}
+	h.next = now.Add(healEvery)
+	return true
+}
+
+// hold keeps the keystore locked.
+func (h *healing) hold() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.held, h.reason = true, nil
+}
+
+// opened forgets why the keystore was locked.
+func (h *healing) opened() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.held, h.reason = false, nil
+}
+
+// failed remembers why the keystore is locked. That some slot wants a person tells less than what was wrong before.
+func (h *healing) failed(err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.reason == nil || !errors.Is(err, enclave.ErrLocked) {
+		h.reason = err
+	}
+}
+
+// why returns the code and the words for why the keystore is locked.
+func (h *healing) why() (code, detail string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	switch {
+	case h.held:
+		return "", "locked by an administrator"
+	case h.reason == nil:
+		return "", ""
+	}
+	e := wireError(h.reason)
+	return string(e.Code), e.Message
+}
+
+// mayHeal reports whether a request that meets a locked keystore is to try the slots first.
+func (d *daemon) mayHeal() bool {
+	return phase(d.phase.Load()) == phaseLocked && d.healing.due(time.Now())
+}
+
+// heal tries the slots that need nobody and no PIN.
+func (d *daemon) heal(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, healTime)
+	defer cancel()
+	if err := d.unlockUnattended(ctx, onUse); err != nil {
+		d.log.Debug("the keystore stays locked", "reason", err)
+	}
+}
+
+// unlockUnattended opens the keystore by the slots that need nobody.
+func (d *daemon) unlockUnattended(ctx context.Context, why occasion) error {
+	d.turn.Lock()
+	defer d.turn.Unlock()
+	s := d.store.Load()
+	if !s.Locked() && phase(d.phase.Load()) == phaseReady {
+		return nil
+	}
+	err := d.slots.unlock(ctx, s, attempt{Why: why})
+	if err == nil {
+		err = d.unlocked()
+	}
+	if err != nil {
+		d.healing.failed(err)
+	}
+	return err
+}
+
+// handleHealing stands for the operation of a request that has met a locked keystore: it is carried out if the keystore opens now.
+func handleHealing(c *call) (proto.Message, error) {
+	d := c.daemon
+	d.heal(c.ctx)
+	op, e := d.find(c.request.Op, c.session.who.Admin)
+	if e != nil {
+		c.session.refused(c, c.request.Op, e)
+		return nil, e
+	}
+	return op.handle(c)
+}

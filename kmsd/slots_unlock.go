@@ -1,0 +1,226 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+
+	"github.com/kmsd-project/kmsd/enclave"
+	"github.com/kmsd-project/kmsd/enclave/recovery"
+	"github.com/kmsd-project/kmsd/keystore"
+	"github.com/kmsd-project/kmsd/keystore/secmem"
+)
+
+// occasion is why the store is to be opened without a secret.
+type occasion int
+
+const (
+	atStart  occasion = iota // of kmsd
+	onDemand                 // somebody has asked for it: PINs of files that were refused before are tried again
+	onUse                    // an application wants to use a key: no PIN is tried
+)
+
+// attempt is one attempt to open the store.
+type attempt struct {
+	Slot           uint32       // 0: the one that the secret is for; without a secret, those that need nobody
+	Auth           enclave.Auth // what somebody has brought
+	Why            occasion
+	AcceptRollback bool // somebody has decided that the state of the files counts, whatever the counter of the device says
+}
+
+// unlock opens the store.
+func (k *slotKeeper) unlock(ctx context.Context, s *keystore.Store, a attempt) error {
+	secret := len(a.Auth.Secret) > 0 || len(a.Auth.Shares) > 0
+	if a.Slot == 0 && !secret {
+		return k.unlockUnattended(ctx, s, a)
+	}
+	slot, err := findSlot(s, a.Slot, a.Auth)
+	if err != nil {
+		return err
+	}
+	if !secret && k.pins.has(slot.Kind) {
+		return k.unlockByItself(ctx, s, slot, a)
+	}
+	return k.unlockSlot(ctx, s, slot, a)
+}
+
+// unlockUnattended opens the store by those of its slots that need nobody. ErrLocked says that there is none.
+func (k *slotKeeper) unlockUnattended(ctx context.Context, s *keystore.Store, a attempt) error {
+	candidates := k.candidates(s.Slots())
+	if k.attend && a.Why != onDemand {
+		candidates = nil
+	}
+	if len(candidates) == 0 {
+		return &enclave.Error{Kind: enclave.ErrLocked, Detail: "every slot of the keystore", Remedy: "kmsctl unlock"}
+	}
+	var first error
+	for _, slot := range candidates {
+		err := k.unlockByItself(ctx, s, slot, a)
+		if err == nil {
+			return nil
+		}
+		if first == nil {
+			first = err
+		}
+		if final(err) {
+			break
+		}
+	}
+	return first
+}
+
+// final reports whether a failure to unlock is one of the store, which no other slot would open either.
+func final(err error) bool {
+	return errors.Is(err, keystore.ErrRollback) || errors.Is(err, keystore.ErrCounterAbsent) || errors.Is(err, keystore.ErrDamaged) || errors.Is(err, keystore.ErrForeign) ||
+		errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
+}
+
+// candidates returns the slots that may open the store without a person, in the order in which they are tried: those that the
+// configuration names, or the strongest. A slot whose device is broken or not known is a candidate too, and hides the weaker ones.
+func (k *slotKeeper) candidates(slots []keystore.Slot) []keystore.Slot {
+	slots = slices.DeleteFunc(slots, func(slot keystore.Slot) bool {
+		n := needOf(slot)
+		return n == needsKey || n == needsPIN && !k.pins.has(slot.Kind)
+	})
+	if k.order != nil {
+		var chosen []keystore.Slot
+		for _, name := range k.order {
+			for _, slot := range slots {
+				if (name == slot.Kind || name == strconv.Itoa(int(slot.ID))) && !slices.ContainsFunc(chosen, func(c keystore.Slot) bool { return c.ID == slot.ID }) {
+					chosen = append(chosen, slot)
+				}
+			}
+		}
+		return chosen
+	}
+	slices.SortStableFunc(slots, func(a, b keystore.Slot) int { return strength(a.Kind) - strength(b.Kind) })
+	for i, slot := range slots {
+		if strength(slot.Kind) != strength(slots[0].Kind) {
+			return slots[:i]
+		}
+	}
+	return slots
+}
+
+// unlockByItself opens the store by one slot, with the PIN of the configuration where it wants one.
+func (k *slotKeeper) unlockByItself(ctx context.Context, s *keystore.Store, slot keystore.Slot, a attempt) error {
+	if a.Why == onUse && k.health(ctx, slot).State == enclave.Locked { // a keyring would ask somebody for its password
+		return &enclave.Error{Kind: enclave.ErrLocked, Detail: fmt.Sprintf("slot %d (%s)", slot.ID, slot.Kind), Remedy: "kmsctl unlock"}
+	}
+	if needOf(slot) != needsPIN {
+		return k.unlockSlot(ctx, s, slot, a)
+	}
+	if a.Why == onUse {
+		return &enclave.Error{Kind: enclave.ErrLocked, Detail: fmt.Sprintf("slot %d (%s)", slot.ID, slot.Kind), Remedy: "kmsctl unlock"}
+	}
+	read := k.pins.readFor
+	if a.Why == onDemand {
+		read = func(slot keystore.Slot) ([]byte, error) { return k.pins.read(slot.Kind) }
+	}
+	pin, err := read(slot)
+	if err != nil {
+		return fmt.Errorf("slot %d (%s): %w", slot.ID, slot.Kind, err)
+	}
+	defer clear(pin)
+	a.Auth.Secret = pin
+	err = k.unlockSlot(ctx, s, slot, a)
+	k.pins.outcome(slot, err)
+	return err
+}
+
+// findSlot returns the slot with the id or, when that is 0, the one that the secret is for: that of the recovery key or of the shares, or
+// the only one with a PIN. A PIN is never tried on several devices.
+func findSlot(s *keystore.Store, id uint32, a enclave.Auth) (keystore.Slot, error) {
+	if id != 0 {
+		return slotByID(s, id)
+	}
+	slots := s.Slots()
+	owner, err := ownerOf(a)
+	if err != nil {
+		withPIN := slices.DeleteFunc(slices.Clone(slots), func(slot keystore.Slot) bool { return needOf(slot) != needsPIN })
+		switch {
+		case len(withPIN) == 0 || len(a.Shares) > 0 || likeRecoveryText(a.Secret):
+			return keystore.Slot{}, &enclave.Error{Kind: enclave.ErrAuth, Cause: err, Remedy: "compare what you typed with the printed key, group by group"}
+		case len(withPIN) > 1:
+			return keystore.Slot{}, hinted{fmt.Errorf("%w: several slots have a PIN", errSpec), "say which one with --slot: kmsctl slot list"}
+		}
+		return withPIN[0], nil
+	}
+	for _, slot := range slots {
+		if slot.Kind == recovery.Kind {
+			if have, _, err := recovery.Owner(slot.Blob); err == nil && have == owner {
+				return slot, nil
+			}
+		}
+	}
+	return keystore.Slot{}, &enclave.Error{Kind: enclave.ErrAuth, Detail: fmt.Sprintf("no slot of this keystore belongs to recovery key %s", owner),
+		Remedy: "look for the key with the number that status shows, or that of the right machine"}
+}
+
+// likeRecoveryText reports whether somebody has meant to type a recovery key or a share, so that a typing error in it does not cost one of the
+// few attempts that a device allows for its PIN.
+func likeRecoveryText(secret []byte) bool {
+	return len(secret) > 40 && bytes.Count(secret, []byte("-")) >= 5
+}
+
+// ownerOf returns the number of the recovery key that somebody typed, or typed shares of.
+func ownerOf(a enclave.Auth) (string, error) {
+	if len(a.Shares) > 0 {
+		share, err := recovery.ParseShare(a.Shares[0])
+		if err != nil {
+			return "", err
+		}
+		defer share.Wipe()
+		return share.ID(), nil
+	}
+	key, err := recovery.ParseKey(a.Secret)
+	if err != nil {
+		return "", err
+	}
+	defer key.Wipe()
+	return key.ID(), nil
+}
+
+// unlockSlot opens the store by this slot and no other.
+func (k *slotKeeper) unlockSlot(ctx context.Context, s *keystore.Store, slot keystore.Slot, a attempt) error {
+	secret, err := k.open(ctx, slot, a.Auth)
+	if err != nil {
+		return err
+	}
+	defer secret.Free()
+	options := keystore.UnlockOptions{Counter: k.counter(s), AcceptRollback: a.AcceptRollback}
+	err = s.UnlockWith(ctx, slot.ID, secret.Bytes(), options)
+	if errors.Is(err, keystore.ErrCounterAbsent) && slot.Kind == recovery.Kind {
+		// Whoever brings the recovery key does so because a device is lost, and the counter with it. A counter that answers, and says that the
+		// files are old, is another matter.
+		k.log.Warn("the counter that tells old copies of the keystore cannot be asked; opened all the same, by a recovery key", "error", err)
+		options.AcceptRollback = true
+		err = s.UnlockWith(ctx, slot.ID, secret.Bytes(), options)
+	}
+	if err != nil {
+		return fmt.Errorf("slot %d: %w", slot.ID, err)
+	}
+	k.remember(slot.UUID)
+	return nil
+}
+
+// open has the device of a slot give the slot's secret back. The caller frees it.
+func (k *slotKeeper) open(ctx context.Context, slot keystore.Slot, a enclave.Auth) (*secmem.Buffer, error) {
+	e, err := k.guard(slot)
+	if err != nil {
+		return nil, fmt.Errorf("slot %d: %w", slot.ID, err)
+	}
+	secret, err := k.arena.Alloc(enclave.SecretSize)
+	if err != nil {
+		return nil, err
+	}
+	secmem.Do(func() { err = e.Unwrap(ctx, slot.Blob, enclave.SlotAAD(slot.UUID), a, secret.Bytes()) })
+	if err != nil {
+		secret.Free()
+		return nil, fmt.Errorf("slot %d (%s): %w", slot.ID, slot.Kind, err)
+	}
+	return secret, nil
+}
