@@ -22,6 +22,7 @@ PACKAGES = gcc libc6-dev openssl python3 util-linux git ca-certificates swtpm sw
            dbus-daemon gnome-keyring libsecret-tools keyutils systemd
 TOOLS    = gcc openssl python3 setpriv git swtpm swtpm_setup softhsm2-util pkcs11-tool dbus-daemon gnome-keyring-daemon secret-tool \
            keyctl systemd-analyze systemd-socket-activate
+MODULES  = ossl-modules/tpm2.so softhsm/libsofthsm2.so opensc-pkcs11.so
 
 # Where "make install" puts things; see packaging/install for the rest.
 DESTDIR    ?=
@@ -29,7 +30,7 @@ PREFIX     ?= /usr/local
 SYSCONFDIR ?= /etc
 export BIN DESTDIR PREFIX SYSCONFDIR BINDIR LIBEXECDIR UNITDIR USERUNITDIR SYSUSERSDIR TMPFILESDIR DATADIR
 
-.PHONY: help build install uninstall demo test test-packages check vuln fuzz bench man clean
+.PHONY: help build install uninstall demo test test-packages list-packages check vuln fuzz bench man clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -69,14 +70,19 @@ test: test-packages ## go vet, all tests, and a shorter run with the race detect
 
 # Installs what the tests need where that is allowed, else says what to type.
 test-packages:
-	@missing=; PATH="$$PATH:/usr/sbin:/sbin"; for tool in $(TOOLS); do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
-	echo 'int main(void){return 0;}' | gcc -x c -o /dev/null - 2>/dev/null || missing="$$missing libc"; \
+	@missing=; PATH="$$PATH:/usr/sbin:/sbin"; \
+	for tool in $(TOOLS); do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+	for file in $(MODULES); do ls /usr/lib*/*/$$file /usr/lib*/$$file 2>/dev/null | grep -q . || missing="$$missing $${file##*/}"; done; \
+	echo '#include <stdlib.h>' | gcc -x c -c -o /dev/null - 2>/dev/null || missing="$$missing libc6-dev"; \
 	test -z "$$missing" && exit 0; \
 	if test "$$(id -u)" = 0 && command -v apt-get >/dev/null; then \
 		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $(PACKAGES); \
 	else \
-		echo "The tests need:$$missing. Type:"; echo "sudo apt-get install $(PACKAGES)"; exit 1; \
+		echo "The tests need:$$missing. Type:"; echo "sudo apt-get install --no-install-recommends $(PACKAGES)"; exit 1; \
 	fi
+
+list-packages:
+	@echo $(PACKAGES)
 
 check: ## gofmt, vet (the client for macOS and Windows too), staticcheck
 	@unformatted=$$(gofmt -l $$(git ls-files --cached --others --exclude-standard '*.go')); \
