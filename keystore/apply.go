@@ -3,7 +3,6 @@ package keystore
 import (
 	"bytes"
 	"context"
-	"crypto/hkdf"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -37,6 +36,13 @@ type preparedChange struct {
 	puts     []put
 	erased   int
 	bump     bool
+
+	// Of what was prepared for one state of the namespace wrapping keys and must not be committed in another.
+	base   bool   // it has material of a base key
+	guards uint64 // guardChanges when it was prepared
+
+	establishes         bool // of a guard, where there was none
+	guarded, unescrowed int  // how many more namespaces are
 }
 
 // bumps reports whether an older copy of the store would undo what must not be undone.
@@ -65,19 +71,39 @@ func (s *Store) Apply(ctx context.Context, c Commit) error {
 	if len(c.Audit) > maxAudit || len(c.RequestKey) > maxRequestKey || len(c.Changes) > maxChanges {
 		return fmt.Errorf("%w: commit", ErrTooLarge)
 	}
-	p, err := s.prepare(c)
-	if err != nil {
+	if err := c.checkGuards(); err != nil {
 		return err
 	}
-	defer p.wipe()
-	err = s.submit(&job{commit: p})
+	p, err := s.prepareAndCommit(c)
+	for tries := 0; errors.Is(err, errStale) && tries < 8; tries++ {
+		p, err = s.prepareAndCommit(c)
+	}
 	if dup := (*duplicate)(nil); errors.As(err, &dup) {
 		return s.explain(dup)
 	}
-	if err == nil && p.bumps() {
+	if err != nil {
+		return err
+	}
+	s.openGuarded(c)
+	if p.bumps() {
 		s.cover(ctx)
 	}
-	return err
+	return nil
+}
+
+// errStale says that a commit was prepared with a namespace wrapping key that is not the right one any more.
+var errStale = fmt.Errorf("%w: the namespace got another wrapping key", ErrConflict)
+
+func (s *Store) prepareAndCommit(c Commit) (*prepared, error) {
+	p, err := s.prepare(c)
+	if err != nil {
+		return nil, err
+	}
+	defer p.wipe()
+	if slices.ContainsFunc(p.changes, func(c preparedChange) bool { return c.establishes }) {
+		return p, s.exclusively(func() error { return s.establish(p) })
+	}
+	return p, s.submit(&job{commit: p})
 }
 
 // explain finds the name for a duplicate.
@@ -146,6 +172,8 @@ func (s *Store) sealChange(p *preparedChange, c *Change) error {
 	next.Versions = slices.Clone(c.Key.Versions)
 	next.Revision++
 	id := s.recordID(next.Name)
+	p.guards = s.guardChanges.Load()
+	p.base = len(c.Material) > 0 && !next.Name.IsModule()
 	p.name, p.meta, p.expected = next.Name, id.at(0), c.Key.Revision
 
 	old := &metadata{}
@@ -161,7 +189,7 @@ func (s *Store) sealChange(p *preparedChange, c *Change) error {
 			clear(x.dek[:])
 			return fmt.Errorf("%w: %s", ErrConflict, next.Name)
 		}
-		old, meta.dek = got, x.dek
+		old, meta.dek, meta.flags = got, x.dek, x.flags
 		next.wrapping, next.escrow = old.wrapping, old.escrow
 	}
 	defer clear(meta.dek[:])
@@ -223,12 +251,8 @@ func (s *Store) sealChange(p *preparedChange, c *Change) error {
 		p.puts = append(p.puts, s.alias(a.Kind, a.Value, id.at(a.Version)))
 	}
 	if next.Name.IsModule() {
-		blob, err := s.sealWrapping(&next, old, meta.dek[:], context)
-		if err != nil {
+		if err := s.sealWrapping(p, &next, old, &meta, c, context); err != nil {
 			return err
-		}
-		if blob != nil {
-			p.puts = append(p.puts, put{bucket: bucketMaterial, key: p.meta[:], value: blob})
 		}
 	}
 	payload := next.encode()
@@ -328,39 +352,6 @@ func (s *Store) sealMaterial(name keyspec.Name, key recordKey, c recordContext, 
 	}
 	c.kind, c.key = kindMaterial, key
 	return x, sealRecord(sealKey[:], c, material), nil
-}
-
-// bindKey returns HKDF-SHA256(data key, salt = namespace wrapping key) (RFC 5869).
-func bindKey(dek [keySize]byte, wrapping []byte, key recordKey) (out [keySize]byte) {
-	k, err := hkdf.Key(sha256.New, dek[:], wrapping, "kmsd namespace v1"+string(key[:]), keySize)
-	if err != nil {
-		panic("keystore: " + err.Error())
-	}
-	copy(out[:], k)
-	clear(k)
-	return out
-}
-
-// sealWrapping returns the record of a module key's namespace wrapping key if it has to be written: when the module key is made, and
-// with each new version of it.
-func (s *Store) sealWrapping(next, old *metadata, dek []byte, c recordContext) ([]byte, error) {
-	if old.wrapping != 0 && lastNumber(next) == lastNumber(old) {
-		return nil, nil
-	}
-	var wrapping []byte
-	if old.wrapping == 0 {
-		wrapping = make([]byte, keySize)
-		random(wrapping)
-	} else {
-		var err error
-		if wrapping, err = s.wrappingKeyNow(next.Name.Namespace()); err != nil {
-			return nil, err
-		}
-	}
-	defer clear(wrapping)
-	next.wrapping = c.revision
-	c.kind, c.key = kindNamespace, s.recordID(next.Name).at(0)
-	return sealRecord(dek, c, wrapping), nil
 }
 
 // publicAliases returns the aliases that follow from a public part.

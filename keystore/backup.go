@@ -18,6 +18,7 @@ import (
 	bolt "go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
 
+	"github.com/kmsd-project/kmsd/keystore/keyspec"
 	"github.com/kmsd-project/kmsd/keystore/secmem"
 )
 
@@ -48,6 +49,7 @@ type Manifest struct {
 	AuditHead           []byte
 	PolicyDigest        []byte
 	Escrow              []string
+	Guarded             []GuardedNamespace // by name; the keys of those without escrow can be used only with their device
 }
 
 // Backup writes the whole store to w, encrypted to the escrow recipients of the store and to those in o. The store lists it in Info
@@ -83,11 +85,15 @@ func (s *Store) Backup(ctx context.Context, w io.Writer, o BackupOptions) (Manif
 		}
 		secmem.Do(func() { keys = s.secrets.encode() })
 		h, state := s.header.Load(), s.snapshot.Load()
+		guarded, err := s.guarded(state)
 		s.mu.RUnlock()
+		if err != nil {
+			s.config.log().Warn("some guarded namespaces may be missing from the manifest of the backup", "error", err)
+		}
+		m.Guarded = guarded
 		m.StoreID, m.InstanceID, m.Escrow = h.storeID, h.instanceID, slices.Clone(h.escrow)
 		m.Epoch, m.Generation, m.Sequence, m.Keys = state.epoch, state.generation, state.sequence, state.keys
 		// Only the writer goroutine, which is here, replaces or closes the database.
-		var err error
 		database, err = s.copyDatabase()
 		return err
 	}})
@@ -219,7 +225,11 @@ func (m *Manifest) encode() []byte {
 	for _, r := range m.Escrow {
 		e.str16(r)
 	}
-	e.u32(0) // namespaces that are not in it: reserved
+	e.u32(uint32(len(m.Guarded)))
+	for _, g := range m.Guarded {
+		e.str8(g.Name)
+		e.str8(string(g.Escrow))
+	}
 	e.extensions(nil)
 	return e.b
 }
@@ -244,7 +254,7 @@ func decodeManifest(b []byte) (Manifest, error) {
 		if d.err != nil {
 			break
 		}
-		d.str8() // reserved
+		m.Guarded = append(m.Guarded, GuardedNamespace{Name: d.str8(), Escrow: keyspec.Escrow(d.str8())})
 	}
 	d.extensions()
 	if err := d.end(); err != nil {
@@ -413,7 +423,8 @@ func readSized(r io.Reader, most uint32) ([]byte, error) {
 }
 
 // VerifyBackup decrypts a backup into a new directory below scratch, checks every record in it, and removes the directory. It
-// returns ErrBackup if the backup is not whole, or if a record in it is damaged. The protected memory it needs is its own.
+// returns ErrBackup if the backup is not whole, or if a record in it is damaged. What a device guards it checks as far as the
+// identities open it: see Manifest.Guarded. The protected memory it needs is its own.
 func VerifyBackup(ctx context.Context, r io.Reader, ids []age.Identity, scratch string) (Manifest, error) {
 	dir, err := os.MkdirTemp(scratch, "kmsd-verify-")
 	if err != nil {
@@ -432,6 +443,9 @@ func VerifyBackup(ctx context.Context, r io.Reader, ids []age.Identity, scratch 
 		return Manifest{}, err
 	}
 	defer s.Close()
+	for i := range m.Guarded {
+		m.Guarded[i].Opened = s.openEscrowed(m.Guarded[i].Name, ids)
+	}
 	report, err := s.Verify(ctx, nil)
 	if err != nil {
 		return Manifest{}, err

@@ -29,6 +29,8 @@ type head struct {
 
 	outboxNext, outboxAcked uint64 // entries acked+1 .. next-1 are in the outbox
 
+	guarded, unescrowed uint64 // namespaces that devices guard, and those of them without escrow
+
 	extensions []extension
 }
 
@@ -54,6 +56,8 @@ func (h *head) encode(store [16]byte, epochKey []byte) []byte {
 	e.u64(h.rotated)
 	e.u64(h.outboxNext)
 	e.u64(h.outboxAcked)
+	e.u64(h.guarded)
+	e.u64(h.unescrowed)
 	e.extensions(h.extensions)
 	tag := headMAC(store, epochKey, e.b)
 	e.raw(tag[:])
@@ -95,6 +99,8 @@ func decodeHead(b []byte) (*head, error) {
 	h.rotated = d.u64()
 	h.outboxNext = d.u64()
 	h.outboxAcked = d.u64()
+	h.guarded = d.u64()
+	h.unescrowed = d.u64()
 	h.extensions = d.extensions()
 	if h.level > maxLevel || h.outboxAcked >= h.outboxNext {
 		d.fail(errShort)

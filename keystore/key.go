@@ -93,6 +93,13 @@ type Change struct {
 	Erase []keyspec.Version
 	// Aliases to add besides those that follow from Public.
 	Aliases []Alias
+	// Guard, of a module key, has a device guard the wrapping key of its namespace, or wraps it again for another device or
+	// another version of the module key. The namespace must not have any other keys, unless it was guarded before, and then the
+	// key has to be the same: ErrGuard, ErrNamespaceKey. Once guarded, every new version of the module key needs a Guard. The
+	// commit opens the namespace.
+	Guard *NamespaceGuard
+
+	unguard []byte // the wrapping key of a namespace that shall not be guarded any more
 }
 
 // Commit is a set of changes that happen together or not at all.

@@ -24,6 +24,7 @@ const (
 	roleWriter   = "writer"   // changes the store in $1 until it is killed, or $2 operations, and says what was acknowledged; its counter shows $3
 	roleExaminer = "examiner" // examines the stores named on standard input
 	roleCheck    = "check"    // CheckMain
+	roleMemory   = "memory"   // uses a guarded namespace
 	roleFull     = "full"     // runs out of space for its files
 )
 
@@ -37,6 +38,8 @@ func TestMain(m *testing.M) {
 		writerMain(os.Args[1], n, printedCounter(count))
 	case roleExaminer:
 		examinerMain()
+	case roleMemory:
+		memoryMain(os.Args[1])
 	case roleFull:
 		fullMain(os.Args[1])
 	case roleCheck:

@@ -25,8 +25,8 @@ const (
 // metadata is a Key and what only the store needs to know about it.
 type metadata struct {
 	Key
-	wrapping uint64 // revision of the namespace wrapping key of a module key, 0 for none
-	escrow   string // reserved; empty, which means the recipients
+	wrapping uint64         // revision of the namespace wrapping key of a module key, 0 for none
+	escrow   keyspec.Escrow // of a module key whose namespace a device guards
 }
 
 func (m *metadata) encode() []byte {
@@ -37,7 +37,7 @@ func (m *metadata) encode() []byte {
 	e.str8(string(m.Origin))
 	e.str8(string(m.Protection))
 	e.str8(m.Profile)
-	e.str8(m.escrow)
+	e.str8(string(m.escrow))
 	var flags uint8
 	if m.Exportable {
 		flags |= flagExportable
@@ -102,7 +102,7 @@ func decodeMetadata(b []byte) (*metadata, error) {
 	m.Origin = keyspec.Origin(d.str8())
 	m.Protection = keyspec.Protection(d.str8())
 	m.Profile = d.str8()
-	m.escrow = d.str8()
+	m.escrow = keyspec.Escrow(d.str8())
 	flags := d.u8()
 	if flags&^(flagExportable|flagDurable|flagLimited) != 0 {
 		return nil, fmt.Errorf("%w: metadata flags %x", ErrNewer, flags)

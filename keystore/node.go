@@ -30,9 +30,8 @@ const (
 const (
 	entryDestroyed = 1 << 0 // a tombstone; the data key is gone
 	entryBound     = 1 << 1 // the material's key also depends on the namespace wrapping key
-	entryResident  = 1 << 2 // the material is a device's blob; not written by this release
-	entryWrapped   = 1 << 3 // of a module key: the namespace wrapping key is wrapped by a device; not written by this release
-	entryKnown     = entryDestroyed | entryBound | entryResident | entryWrapped
+	entryWrapped   = 1 << 2 // of a module key: a device guards the namespace wrapping key
+	entryKnown     = entryDestroyed | entryBound | entryWrapped
 )
 
 // entry says which revision of a record is the right one, and what opens it.

@@ -148,7 +148,7 @@ func (s *Store) material(h *head, ref keyspec.Ref, dst []byte) ([]byte, error) {
 
 // materialKey returns what a version's material is sealed under.
 func (s *Store) materialKey(h *head, x *entry, name keyspec.Name) ([keySize]byte, error) {
-	if x.flags&^entryKnown != 0 || x.flags&entryResident != 0 {
+	if x.flags&^entryKnown != 0 {
 		return [keySize]byte{}, fmt.Errorf("%w: entry flags %x", ErrNewer, x.flags)
 	}
 	if x.flags&entryBound == 0 {
@@ -163,40 +163,6 @@ func (s *Store) materialKey(h *head, x *entry, name keyspec.Name) ([keySize]byte
 	}
 	defer clear(wrapping)
 	return bindKey(x.dek, wrapping, x.key), nil
-}
-
-// wrappingKey loads the namespace wrapping key from the module key's record. It returns ErrNotFound when there is no module key.
-func (s *Store) wrappingKey(h *head, namespace string) ([]byte, error) {
-	id := s.recordID(keyspec.Name(namespace))
-	m, x, err := s.metadata(h, id)
-	if err != nil {
-		return nil, err
-	}
-	defer clear(x.dek[:])
-	if x.flags&^entryKnown != 0 || x.flags&entryWrapped != 0 {
-		return nil, fmt.Errorf("%w: entry flags %x", ErrNewer, x.flags)
-	}
-	if m.wrapping == 0 {
-		return nil, ErrNotFound
-	}
-	key := id.at(0)
-	blob, err := s.fetch(bucketMaterial, key[:])
-	if err != nil {
-		return nil, err
-	}
-	if blob == nil {
-		return nil, fmt.Errorf("%w: a namespace wrapping key is missing", ErrDamaged)
-	}
-	return openRecord(x.dek[:], recordContext{store: s.storeID, kind: kindNamespace, key: key, revision: m.wrapping}, blob)
-}
-
-// wrappingKeyNow is wrappingKey in the newest state, for callers that hold s.mu.
-func (s *Store) wrappingKeyNow(namespace string) (key []byte, err error) {
-	err = s.readHeld(func(h *head) error {
-		key, err = s.wrappingKey(h, namespace)
-		return err
-	})
-	return key, err
 }
 
 // Public returns the public part of a key version; version 0 is the current one.

@@ -133,12 +133,9 @@ func sealRecord(dek []byte, c recordContext, payload []byte) []byte {
 
 // openRecord decrypts a record. It fails unless the record was written for exactly this context; the generation is not compared.
 func openRecord(dek []byte, c recordContext, blob []byte) ([]byte, error) {
-	head, sealed, err := splitRecord(blob, c.kind)
+	head, sealed, err := splitRevision(blob, c.kind, c.revision)
 	if err != nil {
 		return nil, err
-	}
-	if binary.BigEndian.Uint64(head[16:]) != c.revision {
-		return nil, fmt.Errorf("%w: a record is not of the revision that the key table names", ErrDamaged)
 	}
 	plain, err := newGCM(dek).Open(nil, nil, sealed, c.aad(head))
 	if err != nil {
@@ -149,6 +146,15 @@ func openRecord(dek []byte, c recordContext, blob []byte) ([]byte, error) {
 		return nil, fmt.Errorf("%w: record: %w", ErrDamaged, errShort)
 	}
 	return plain[4 : 4+n], nil
+}
+
+// splitRevision is splitRecord for a record of this revision.
+func splitRevision(blob []byte, want kind, revision uint64) (head, sealed []byte, err error) {
+	head, sealed, err = splitRecord(blob, want)
+	if err == nil && binary.BigEndian.Uint64(head[16:]) != revision {
+		err = fmt.Errorf("%w: a record is not of the revision that the key table names", ErrDamaged)
+	}
+	return head, sealed, err
 }
 
 // splitRecord parses what of a record is in the clear: its header with extensions, and the sealed rest.

@@ -21,7 +21,7 @@ import (
 // Config says where a store is and what it may use.
 type Config struct {
 	Dir   string           // the state directory, mode 0700, owned by the effective user
-	Arena *secmem.Arena    // for the root, lifetime and epoch keys; the store takes at most 1 KiB of it
+	Arena *secmem.Arena    // for the root, lifetime and epoch keys; the store takes at most 1 KiB of it, and 32 bytes for each open namespace
 	Now   func() time.Time // nil for time.Now
 	Log   *slog.Logger     // nil for none
 	// CheckCommand is the command, path first, that examines a database file before this process opens it; the path of the file
@@ -48,6 +48,9 @@ type Store struct {
 	commitMu sync.RWMutex         // held for writing from the start of a transaction until its state is the snapshot
 
 	rollback rollback
+
+	open         openKeys
+	guardChanges atomic.Uint64 // namespaces that got another wrapping key since Open
 
 	jobs    chan *job
 	quit    chan struct{}
@@ -108,6 +111,8 @@ type Info struct {
 	Backups        []Backup // the last ones made of the store, and the one it was restored from, oldest first
 	Damaged        uint64   // reads that met damage since Open
 	Rollback       string   // whether the replacement of all files by an older copy would be noticed
+	Guarded        uint64   // namespaces whose wrapping keys devices guard; 0 while locked
+	WithoutEscrow  uint64   // those of them whose keys die with their device; 0 while locked
 	Counter        string   // the location of the device whose counter tells, empty for none
 	Warnings       []string
 }
@@ -466,6 +471,7 @@ func (s *Store) lock() {
 	}
 	s.secrets.free()
 	s.secrets = nil
+	s.open.dropAll()
 	s.snapshot.Store(nil)
 	s.cache = newNodeCache()
 }
@@ -515,8 +521,12 @@ func (s *Store) Info() Info {
 		info.Locked = false
 		info.Keys = state.keys
 		info.ErasurePending = state.pending + state.pendingOld
+		info.Guarded, info.WithoutEscrow = state.guarded, state.unescrowed
 		if text := olderBackups(h.backups, state.erased); text != "" {
 			info.Warnings = append(info.Warnings, text)
+		}
+		if state.unescrowed > 0 {
+			info.Warnings = append(info.Warnings, fmt.Sprintf("the keys in %d of the namespaces die with the device that guards them: no backup can restore them elsewhere", state.unescrowed))
 		}
 		if state.seals > maxSeals {
 			info.Warnings = append(info.Warnings, "the epoch key was used very often: rotate the epoch")

@@ -193,6 +193,9 @@ func (t *transaction) stage(p *prepared) error {
 	}
 	for i := range p.changes {
 		c := &p.changes[i]
+		if c.base && c.guards != t.s.guardChanges.Load() {
+			return errStale
+		}
 		current, found, err := t.edit.find(c.meta)
 		clear(current.dek[:])
 		switch {
@@ -221,6 +224,8 @@ func (t *transaction) stage(p *prepared) error {
 			t.edit.head.pending += uint64(c.erased)
 			t.edit.head.erased = t.edit.head.sequence + 1 // what this commit will be
 		}
+		t.edit.head.guarded += uint64(c.guarded)
+		t.edit.head.unescrowed += uint64(c.unescrowed)
 		t.bump = t.bump || c.bump
 		t.puts = append(t.puts, c.puts...)
 	}
