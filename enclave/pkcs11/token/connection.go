@@ -120,6 +120,9 @@ func (c *connection) find(s driver.Spec) error {
 func connectError(s driver.Spec, path string, err error) error {
 	var rv pkcs11.Error
 	switch {
+	case isOneOf(err, pkcs11.CKR_GENERAL_ERROR, pkcs11.CKR_FUNCTION_FAILED):
+		// So say modules whose daemon, network or directory has gone.
+		return &enclave.Error{Kind: enclave.ErrAbsent, Detail: "the module finds no token", Cause: err, Remedy: "put the token in; the next request uses it"}
 	case errors.As(err, &rv):
 		return translate(err)
 	case !strings.Contains(err.Error(), "could not find PKCS#11 token"): // crypto11 has no name for it

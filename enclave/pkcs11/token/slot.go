@@ -5,7 +5,6 @@ package token
 import (
 	"context"
 	"crypto/ecdh"
-	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/hmac"
 	"crypto/rand"
@@ -213,13 +212,11 @@ func (c *connection) unwrapAgreed(s pkcs11.SessionHandle, slot *driver.Slot, aad
 		return err
 	}
 	// With the base point as its peer the key gives the x coordinate of its own public half.
-	g := elliptic.P256().Params()
-	base := &ecdsa.PublicKey{Curve: elliptic.P256(), X: g.Gx, Y: g.Gy}
-	point, e := base.Bytes()
+	one, e := ecdh.P256().NewPrivateKey(append(make([]byte, 31), 1))
 	if e != nil {
 		return e
 	}
-	x, e := c.derive(s, h, point)
+	x, e := c.derive(s, h, one.PublicKey().Bytes())
 	if e != nil {
 		return e
 	}

@@ -1,0 +1,270 @@
+package pkcs11_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/kmsd-project/kmsd/enclave"
+	"github.com/kmsd-project/kmsd/enclave/helper"
+	"github.com/kmsd-project/kmsd/enclave/pkcs11"
+)
+
+const (
+	userPIN = "1234567"
+	soPIN   = "87654321"
+	label   = "kmsd test"
+)
+
+var aad = enclave.SlotAAD([16]byte{11})
+
+// builtIn is the directory with what the tests compile, once they did.
+var builtIn string
+
+// binaries builds the real helper program once.
+var binaries = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "kmsd-pkcs11-test")
+	if err != nil {
+		return "", err
+	}
+	builtIn = dir
+	build := exec.Command("go", "build", "-o", filepath.Join(dir, "kmsd-pkcs11"), "./kmsd-pkcs11")
+	build.Env = append(os.Environ(), "CGO_ENABLED=1")
+	if out, err := build.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build kmsd-pkcs11: %w\n%s", err, out)
+	}
+	return dir, nil
+})
+
+func TestMain(m *testing.M) {
+	if len(os.Args) == 3 && os.Args[1] == "spawner" {
+		os.Exit(helper.RunSpawner(os.Args[2]))
+	}
+	code := m.Run()
+	if builtIn != "" {
+		os.RemoveAll(builtIn)
+	}
+	os.Exit(code)
+}
+
+// softHSM is a directory of tokens of SoftHSM with one token in it.
+type softHSM struct {
+	dir     string
+	module  string
+	spawner *helper.Spawner
+}
+
+// newSoftHSM makes the token, and the spawner whose helpers see it.
+func newSoftHSM(t *testing.T) *softHSM {
+	t.Helper()
+	h := &softHSM{dir: t.TempDir(), module: softHSMModule(t)}
+	if err := os.Mkdir(h.tokens(), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	config := filepath.Join(h.dir, "softhsm2.conf")
+	content := "directories.tokendir = " + h.tokens() + "\nobjectstore.backend = file\nlog.level = ERROR\n"
+	if err := os.WriteFile(config, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("SOFTHSM2_CONF", config)
+	h.addToken(t, label, userPIN)
+	h.startSpawner(t)
+	return h
+}
+
+func (h *softHSM) startSpawner(t *testing.T) {
+	t.Helper()
+	dir, err := binaries()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if h.spawner, err = helper.StartSpawner(helper.SpawnerConfig{Command: []string{"/proc/self/exe", "spawner", dir}}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { h.spawner.Close() })
+}
+
+// softHSMModule finds the module of the package softhsm2.
+func softHSMModule(t *testing.T) string {
+	t.Helper()
+	for _, path := range []string{"/usr/lib/softhsm/libsofthsm2.so", "/usr/lib64/softhsm/libsofthsm2.so", "/usr/lib64/pkcs11/libsofthsm2.so"} {
+		if _, err := os.Stat(path); err == nil {
+			return path
+		}
+	}
+	t.Fatal("SoftHSM is not installed: apt-get install softhsm2")
+	return ""
+}
+
+func (h *softHSM) tokens() string { return filepath.Join(h.dir, "tokens") }
+
+func softHSMUtil(t *testing.T, args ...string) {
+	t.Helper()
+	if out, err := exec.Command("softhsm2-util", args...).CombinedOutput(); err != nil {
+		t.Fatalf("softhsm2-util %v: %v\n%s", args, err, out)
+	}
+}
+
+func (h *softHSM) addToken(t *testing.T, label, pin string) {
+	t.Helper()
+	softHSMUtil(t, "--init-token", "--free", "--label", label, "--pin", pin, "--so-pin", soPIN)
+}
+
+// initialiseAgain does what another process may do any time: the token keeps its label, its PIN, and even its serial.
+func (h *softHSM) initialiseAgain(t *testing.T) {
+	t.Helper()
+	softHSMUtil(t, "--init-token", "--token", label, "--label", label, "--pin", userPIN, "--so-pin", soPIN, "--force")
+}
+
+// remove takes the token away, and returns how to put it back.
+func (h *softHSM) remove(t *testing.T) (putBack func()) {
+	t.Helper()
+	all, err := filepath.Glob(filepath.Join(h.tokens(), "*"))
+	if err != nil || len(all) != 1 {
+		t.Fatalf("tokens %v, %v", all, err)
+	}
+	return move(t, all[0], filepath.Join(h.dir, "away"))
+}
+
+// removeAll takes the whole reader away.
+func (h *softHSM) removeAll(t *testing.T) (putBack func()) {
+	t.Helper()
+	return move(t, h.tokens(), filepath.Join(h.dir, "away"))
+}
+
+func move(t *testing.T, from, to string) (back func()) {
+	t.Helper()
+	if err := os.Rename(from, to); err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		t.Helper()
+		if err := os.Rename(to, from); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func (h *softHSM) spec() pkcs11.Spec { return pkcs11.Spec{Module: h.module, Token: label} }
+
+func (h *softHSM) dial(t *testing.T, s pkcs11.Spec) *helper.Resident {
+	t.Helper()
+	e, err := pkcs11.Dial(h.spawner, s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { e.Close() })
+	return e
+}
+
+// open returns a driver that is logged in.
+func (h *softHSM) open(t *testing.T, s pkcs11.Spec) *helper.Resident {
+	t.Helper()
+	e := h.dial(t, s)
+	if err := e.Login(t.Context(), pin()); err != nil {
+		t.Fatalf("login: %v", err)
+	}
+	return e
+}
+
+func pin() enclave.Auth { return enclave.Auth{Secret: []byte(userPIN)} }
+
+func wrongPIN() enclave.Auth { return enclave.Auth{Secret: []byte("7654321")} }
+
+// slot is a secret that was wrapped.
+type slot struct {
+	blob   enclave.Blob
+	secret []byte
+}
+
+func enrol(t *testing.T, e enclave.Enclave) slot {
+	t.Helper()
+	s := slot{secret: bytes.Repeat([]byte{0xC5}, enclave.SecretSize)}
+	var err error
+	if s.blob, err = e.Wrap(t.Context(), s.secret, aad); err != nil {
+		t.Fatalf("wrap: %v", err)
+	}
+	return s
+}
+
+func (s slot) unwrap(ctx context.Context, e enclave.Enclave, a enclave.Auth) error {
+	dst := make([]byte, enclave.SecretSize)
+	err := e.Unwrap(ctx, s.blob, aad, a, dst)
+	if err == nil && !bytes.Equal(dst, s.secret) {
+		return errors.New("another secret")
+	}
+	if err != nil && !bytes.Equal(dst, make([]byte, len(dst))) {
+		return errors.New("the destination is not zero after an error")
+	}
+	return err
+}
+
+// stub is the module that misbehaves when it is told to.
+type stub struct{ control string }
+
+// newStub compiles the module for one test and lets the token be reached through it.
+func newStub(t *testing.T, h *softHSM) *stub {
+	t.Helper()
+	s := &stub{control: filepath.Join(h.dir, "control")}
+	out, err := exec.Command("go", "list", "-m", "-json", "github.com/miekg/pkcs11").Output()
+	var headers struct{ Dir string }
+	if err != nil || json.Unmarshal(out, &headers) != nil || headers.Dir == "" {
+		t.Fatalf("the headers of PKCS#11: %v", err)
+	}
+	module := filepath.Join(h.dir, "stub.so")
+	gcc := exec.Command("gcc", "-shared", "-fPIC", "-O1", "-w", "-I", headers.Dir, "-o", module, "testdata/stub.c",
+		"-DREAL="+strconv.Quote(h.module), "-DCONTROL="+strconv.Quote(s.control), "-ldl", "-lpthread")
+	if out, err := gcc.CombinedOutput(); err != nil {
+		t.Fatalf("gcc: %v\n%s", err, out)
+	}
+	h.module = module
+	return s
+}
+
+// does tells the module what to do from now on.
+func (s *stub) does(t *testing.T, lines ...string) {
+	t.Helper()
+	if err := os.WriteFile(s.control, []byte(strings.Join(lines, "\n")+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// calls is how often a function was called so far.
+func (s *stub) calls(t *testing.T, function string) int {
+	t.Helper()
+	log, err := os.ReadFile(s.control + ".log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Count("\n"+string(log), "\n"+function+"\n")
+}
+
+// helpers returns the processes of the helper program.
+func helpers(t *testing.T) []int {
+	t.Helper()
+	dir, err := binaries()
+	if err != nil {
+		t.Fatal(err)
+	}
+	all, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var pids []int
+	for _, process := range all {
+		if exe, err := os.Readlink(process + "/exe"); err == nil && exe == filepath.Join(dir, "kmsd-pkcs11") {
+			pid, _ := strconv.Atoi(filepath.Base(process))
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
