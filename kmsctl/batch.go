@@ -93,7 +93,7 @@ in the same order. The exit code is 1 when one of them failed.`,
 			return nil
 		},
 	}, proto.OpBatch)
-	c.Flags().StringVar(&in, "in", "-", `operations, "-" is standard input`)
+	inFlag(c, &in, "operations")
 	return c
 }
 

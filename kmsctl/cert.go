@@ -107,11 +107,9 @@ func (f *certOut) write(a *app, key, kind string, list [][]byte) error {
 func newCertCSR(a *app) *cobra.Command {
 	var subject subjectFlags
 	var out certOut
-	c := uses(&cobra.Command{
-		Use:               "csr NAME --subject DN [flags]",
-		Short:             "Write a certificate request (PKCS#10)",
-		Args:              exactArgs("NAME"),
-		ValidArgsFunction: a.completeKeys,
+	c := uses(a.onKey(&cobra.Command{
+		Use:   "csr NAME --subject DN [flags]",
+		Short: "Write a certificate request (PKCS#10)",
 		RunE: func(c *cobra.Command, args []string) error {
 			var r proto.CertChain
 			if err := a.call(c.Context(), proto.OpCertRequest, &proto.CertRequest{Key: args[0], Subject: subject.Subject}, &r); err != nil {
@@ -119,7 +117,7 @@ func newCertCSR(a *app) *cobra.Command {
 			}
 			return out.write(a, args[0], "CERTIFICATE REQUEST", r.Chain)
 		},
-	}, proto.OpCertRequest)
+	}), proto.OpCertRequest)
 	subject.register(c)
 	out.register(c)
 	return c
@@ -129,11 +127,9 @@ func newCertSelfSign(a *app) *cobra.Command {
 	var subject subjectFlags
 	var profile profileFlags
 	var out certOut
-	c := uses(&cobra.Command{
-		Use:               "self-sign NAME --subject DN [flags]",
-		Short:             "Make a self-signed certificate and attach it to the key",
-		Args:              exactArgs("NAME"),
-		ValidArgsFunction: a.completeKeys,
+	c := uses(a.onKey(&cobra.Command{
+		Use:   "self-sign NAME --subject DN [flags]",
+		Short: "Make a self-signed certificate and attach it to the key",
 		RunE: func(c *cobra.Command, args []string) error {
 			p, err := profile.profile()
 			if err != nil {
@@ -145,7 +141,7 @@ func newCertSelfSign(a *app) *cobra.Command {
 			}
 			return out.write(a, args[0], "CERTIFICATE", r.Chain)
 		},
-	}, proto.OpCertSelfSign)
+	}), proto.OpCertSelfSign)
 	subject.register(c)
 	profile.register(c)
 	out.register(c)
@@ -198,9 +194,7 @@ a file. The result is the chain, leaf first.`,
 	}, proto.OpCertIssue)
 	c.Flags().StringVar(&issuer, "issuer", "", "the key that signs")
 	c.MarkFlagRequired("issuer")
-	c.RegisterFlagCompletionFunc("issuer", func(c *cobra.Command, _ []string, begun string) ([]cobra.Completion, cobra.ShellCompDirective) {
-		return a.completeKeys(c, nil, begun)
-	})
+	a.completeFlag(c, "issuer")
 	c.Flags().StringVar(&request, "request", "", `PKCS#10 request, PEM or DER, "-" is standard input`)
 	subject.register(c)
 	profile.register(c)
@@ -221,12 +215,10 @@ func (a *app) chain(ctx context.Context, key string) ([][]byte, error) {
 
 func newCertShow(a *app) *cobra.Command {
 	var out certOut
-	c := uses(&cobra.Command{
-		Use:               "show NAME[@N] [flags]",
-		Short:             "Show the certificate of a key",
-		Long:              "Show the certificate of a key in words. With --format it is written as PEM or DER instead, without its chain.",
-		Args:              exactArgs("NAME"),
-		ValidArgsFunction: a.completeKeys,
+	c := uses(a.onKey(&cobra.Command{
+		Use:   "show NAME[@N] [flags]",
+		Short: "Show the certificate of a key",
+		Long:  "Show the certificate of a key in words. With --format it is written as PEM or DER instead, without its chain.",
 		RunE: func(c *cobra.Command, args []string) error {
 			chain, err := a.chain(c.Context(), args[0])
 			if err != nil {
@@ -258,7 +250,7 @@ func newCertShow(a *app) *cobra.Command {
 				}
 			})
 		},
-	}, proto.OpCertGet)
+	}), proto.OpCertGet)
 	out.register(c)
 	return c
 }
@@ -298,11 +290,9 @@ func viewCert(der []byte) (certView, error) {
 
 func newCertChain(a *app) *cobra.Command {
 	var out certOut
-	c := uses(&cobra.Command{
-		Use:               "chain NAME[@N] [flags]",
-		Short:             "Write the certificate of a key with its chain, leaf first",
-		Args:              exactArgs("NAME"),
-		ValidArgsFunction: a.completeKeys,
+	c := uses(a.onKey(&cobra.Command{
+		Use:   "chain NAME[@N] [flags]",
+		Short: "Write the certificate of a key with its chain, leaf first",
 		RunE: func(c *cobra.Command, args []string) error {
 			chain, err := a.chain(c.Context(), args[0])
 			if err != nil {
@@ -310,18 +300,16 @@ func newCertChain(a *app) *cobra.Command {
 			}
 			return out.write(a, args[0], "CERTIFICATE", chain)
 		},
-	}, proto.OpCertGet)
+	}), proto.OpCertGet)
 	out.register(c)
 	return c
 }
 
 func newCertAttach(a *app) *cobra.Command {
 	var in string
-	c := uses(&cobra.Command{
-		Use:               "attach NAME --in F",
-		Short:             "Attach a certificate and its chain, leaf first, to a key",
-		Args:              exactArgs("NAME"),
-		ValidArgsFunction: a.completeKeys,
+	c := uses(a.onKey(&cobra.Command{
+		Use:   "attach NAME --in F",
+		Short: "Attach a certificate and its chain, leaf first, to a key",
 		RunE: func(c *cobra.Command, args []string) error {
 			encoded, err := a.readFile(in, proto.MaxData)
 			if err != nil {
@@ -338,7 +326,7 @@ func newCertAttach(a *app) *cobra.Command {
 				a.say("%d certificates attached to %s", len(chain), args[0])
 			})
 		},
-	}, proto.OpCertAttach)
+	}), proto.OpCertAttach)
 	c.Flags().StringVar(&in, "in", "", `certificates, PEM or DER, "-" is standard input`)
 	c.MarkFlagRequired("in")
 	return c

@@ -39,11 +39,23 @@ func (a *app) completeKeys(c *cobra.Command, args []string, begun string) ([]cob
 	return names, cobra.ShellCompDirectiveNoFileComp
 }
 
+// onKey makes c a command that takes the name of a key.
+func (a *app) onKey(c *cobra.Command) *cobra.Command {
+	c.Args = exactArgs("NAME")
+	c.ValidArgsFunction = a.completeKeys
+	return c
+}
+
 // keyFlag registers --key with completion.
 func (a *app) keyFlag(c *cobra.Command, key *string, usage string) {
 	c.Flags().StringVar(key, "key", "", usage)
 	c.MarkFlagRequired("key")
-	c.RegisterFlagCompletionFunc("key", func(c *cobra.Command, _ []string, begun string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	a.completeFlag(c, "key")
+}
+
+// completeFlag completes key names after a flag.
+func (a *app) completeFlag(c *cobra.Command, flag string) {
+	c.RegisterFlagCompletionFunc(flag, func(c *cobra.Command, _ []string, begun string) ([]cobra.Completion, cobra.ShellCompDirective) {
 		return a.completeKeys(c, nil, begun)
 	})
 }

@@ -51,11 +51,7 @@ func newAgree(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			var k proto.KeyInfo
-			if err := a.call(c.Context(), proto.OpAgree, &proto.Agree{Key: key, Peer: spki, Salt: salt, Info: info, New: params}, &k); err != nil {
-				return err
-			}
-			return a.printKey(&k)
+			return a.keyCall(c.Context(), proto.OpAgree, &proto.Agree{Key: key, Peer: spki, Salt: salt, Info: info, New: params})
 		},
 	}, proto.OpAgree)
 	a.keyFlag(c, &key, "the private key")
@@ -83,11 +79,7 @@ func newDerive(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			var k proto.KeyInfo
-			if err := a.call(c.Context(), proto.OpDerive, &proto.Derive{Key: key, Salt: salt, Info: info, New: params}, &k); err != nil {
-				return err
-			}
-			return a.printKey(&k)
+			return a.keyCall(c.Context(), proto.OpDerive, &proto.Derive{Key: key, Salt: salt, Info: info, New: params})
 		},
 	}, proto.OpDerive)
 	a.keyFlag(c, &key, "the HKDF key")

@@ -6,6 +6,7 @@ import (
 	"crypto/rsa"
 	"errors"
 	"io"
+	"io/fs"
 
 	"github.com/spf13/cobra"
 
@@ -28,8 +29,48 @@ type cipherFlags struct {
 func (f *cipherFlags) register(a *app, c *cobra.Command) {
 	a.keyFlag(c, &f.key, "the key")
 	c.Flags().StringVar(&f.aadFile, "aad-file", "", "file with data the ciphertext is bound to; decryption needs the same")
-	c.Flags().StringVar(&f.in, "in", "-", `input, "-" is standard input`)
+	inFlag(c, &f.in, "input")
 	f.out.register(c)
+}
+
+// cipherFiles are the open files of such a command, and what --json shows of the result.
+type cipherFiles struct {
+	aad  []byte
+	in   io.ReadCloser
+	size int64 // of in, -1 where it is not known
+	out  *output
+	view map[string]any
+}
+
+// open opens the files. The result is called name; binary says whether it is one that a terminal should not get.
+func (f *cipherFlags) open(a *app, name string, binary bool, mode fs.FileMode) (*cipherFiles, error) {
+	aad, err := a.optionalFile(f.aadFile, maxAAD)
+	if err != nil {
+		return nil, err
+	}
+	in, size, err := a.open(f.in)
+	if err != nil {
+		return nil, err
+	}
+	view := map[string]any{"key": f.key}
+	out, err := a.createReported(f.out, name, view, binary, mode)
+	if err != nil {
+		in.Close()
+		return nil, err
+	}
+	return &cipherFiles{aad, in, size, out, view}, nil
+}
+
+// write writes a ciphertext, or its head.
+func (f *cipherFiles) write(r *proto.EncryptReply) error {
+	f.view["version"] = r.Version
+	_, err := f.out.Write(r.Ciphertext)
+	return err
+}
+
+func (f *cipherFiles) close() {
+	f.in.Close()
+	f.out.abort()
 }
 
 func newEncrypt(a *app) *cobra.Command {
@@ -46,35 +87,24 @@ With an RSA encryption key up to 446 bytes, less for shorter keys, are encrypted
 "kmsctl packet encrypt".`,
 		Args: exactArgs(),
 		RunE: func(c *cobra.Command, args []string) error {
-			aad, err := a.optionalFile(f.aadFile, maxAAD)
+			files, err := f.open(a, "ciphertext", true, modePublic)
 			if err != nil {
 				return err
 			}
-			r, total, err := a.open(f.in)
-			if err != nil {
-				return err
-			}
-			defer r.Close()
-			view := map[string]any{"key": f.key}
-			out, err := a.createReported(f.out, "ciphertext", view, true, modePublic)
-			if err != nil {
-				return err
-			}
-			defer out.abort()
-			head, err := io.ReadAll(io.LimitReader(r, maxMessage+1))
+			defer files.close()
+			head, err := io.ReadAll(io.LimitReader(files.in, maxMessage+1))
 			if err != nil {
 				return err
 			}
 			if len(head) <= maxMessage && !inside {
-				sealed, err := a.seal(c.Context(), f.key, head, aad)
+				sealed, err := a.seal(c.Context(), f.key, head, files.aad)
 				if err != nil {
 					return err
 				}
-				view["version"] = sealed.Version
-				if _, err := out.Write(sealed.Ciphertext); err != nil {
+				if err := files.write(sealed); err != nil {
 					return err
 				}
-				return out.commit()
+				return files.out.commit()
 			}
 			key, err := a.key(c.Context(), f.key)
 			if err != nil {
@@ -84,20 +114,20 @@ With an RSA encryption key up to 446 bytes, less for shorter keys, are encrypted
 			if inside {
 				encrypt = key.EncryptStream
 			}
-			view["version"] = key.Version()
-			w, err := encrypt(c.Context(), out, aad)
+			files.view["version"] = key.Version()
+			w, err := encrypt(c.Context(), files.out, files.aad)
 			if err != nil {
 				return err
 			}
-			p := a.progressOf("encrypting", total)
+			p := a.progressOf("encrypting", files.size)
 			defer p.end()
-			if _, err := io.Copy(w, p.reader(&contextReader{c.Context(), io.MultiReader(bytes.NewReader(head), r)})); err != nil {
+			if _, err := io.Copy(w, p.reader(&contextReader{c.Context(), io.MultiReader(bytes.NewReader(head), files.in)})); err != nil {
 				return err
 			}
 			if err := w.Close(); err != nil {
 				return err
 			}
-			return out.commit()
+			return files.out.commit()
 		},
 	}, proto.OpEncrypt, proto.OpDataKey, proto.OpStreamBegin, proto.OpStreamUpdate, proto.OpStreamFinish, proto.OpStreamAbort)
 	f.register(a, c)
@@ -131,27 +161,17 @@ Standard output gets verified pieces as they come: if the end is missing or was 
 written until then is a true beginning and no more.`,
 		Args: exactArgs(),
 		RunE: func(c *cobra.Command, args []string) error {
-			aad, err := a.optionalFile(f.aadFile, maxAAD)
+			files, err := f.open(a, "data", a.json, modeSecret)
 			if err != nil {
 				return err
 			}
-			r, total, err := a.open(f.in)
-			if err != nil {
-				return err
-			}
-			defer r.Close()
-			view := map[string]any{"key": f.key}
-			out, err := a.createReported(f.out, "data", view, a.json, modeSecret)
-			if err != nil {
-				return err
-			}
-			defer out.abort()
-			p := a.progressOf("decrypting", total)
+			defer files.close()
+			p := a.progressOf("decrypting", files.size)
 			defer p.end()
-			if err := a.unseal(c.Context(), out, p.reader(&contextReader{c.Context(), r}), f.key, aad); err != nil {
+			if err := a.unseal(c.Context(), files.out, p.reader(&contextReader{c.Context(), files.in}), f.key, files.aad); err != nil {
 				return decryptHint(err)
 			}
-			return out.commit()
+			return files.out.commit()
 		},
 	}, proto.OpDecrypt, proto.OpStreamBegin, proto.OpStreamUpdate, proto.OpStreamFinish)
 	f.register(a, c)
@@ -231,23 +251,13 @@ func newRewrap(a *app) *cobra.Command {
 only the sealed data key is renewed; the segments are copied as they are.`,
 		Args: exactArgs(),
 		RunE: func(c *cobra.Command, args []string) error {
-			aad, err := a.optionalFile(f.aadFile, maxAAD)
+			files, err := f.open(a, "ciphertext", true, modePublic)
 			if err != nil {
 				return err
 			}
-			r, total, err := a.open(f.in)
-			if err != nil {
-				return err
-			}
-			defer r.Close()
-			view := map[string]any{"key": f.key}
-			out, err := a.createReported(f.out, "ciphertext", view, true, modePublic)
-			if err != nil {
-				return err
-			}
-			defer out.abort()
+			defer files.close()
 			head := make([]byte, ciphertext.HeadSize)
-			n, err := io.ReadFull(r, head)
+			n, err := io.ReadFull(files.in, head)
 			if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
 				return err
 			}
@@ -257,28 +267,27 @@ only the sealed data key is renewed; the segments are copied as they are.`,
 				return decryptHint(err)
 			}
 			if header.Format == ciphertext.Message {
-				rest, err := io.ReadAll(io.LimitReader(r, proto.MaxData+ciphertext.Overhead))
+				rest, err := io.ReadAll(io.LimitReader(files.in, proto.MaxData+ciphertext.Overhead))
 				if err != nil {
 					return err
 				}
 				sealed = append(sealed, rest...)
 			}
 			var renewed proto.EncryptReply
-			if err := a.call(c.Context(), proto.OpRewrap, &proto.Rewrap{Key: f.key, Ciphertext: sealed, AAD: aad}, &renewed); err != nil {
+			if err := a.call(c.Context(), proto.OpRewrap, &proto.Rewrap{Key: f.key, Ciphertext: sealed, AAD: files.aad}, &renewed); err != nil {
 				return err
 			}
-			view["version"] = renewed.Version
-			if _, err := out.Write(renewed.Ciphertext); err != nil {
+			if err := files.write(&renewed); err != nil {
 				return err
 			}
 			if header.Format != ciphertext.Message {
-				p := a.progressOf("copying", total)
+				p := a.progressOf("copying", files.size)
 				defer p.end()
-				if _, err := io.Copy(out, p.reader(&contextReader{c.Context(), r})); err != nil {
+				if _, err := io.Copy(files.out, p.reader(&contextReader{c.Context(), files.in})); err != nil {
 					return err
 				}
 			}
-			return out.commit()
+			return files.out.commit()
 		},
 	}, proto.OpRewrap)
 	f.register(a, c)

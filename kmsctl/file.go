@@ -241,10 +241,14 @@ func (a *app) writeResult(o outFlags, name string, view map[string]any, result [
 	return out.commit()
 }
 
-// textFlags let a binary result be written as text.
-type textFlags struct{ as string }
+// textFlags are outFlags of a command whose binary result may be written as text.
+type textFlags struct {
+	outFlags
+	as string
+}
 
 func (t *textFlags) register(c *cobra.Command) {
+	t.outFlags.register(c)
 	c.Flags().StringVar(&t.as, "as", "raw", "form of the result: raw, hex or base64")
 	c.RegisterFlagCompletionFunc("as", cobra.FixedCompletions([]string{"raw", "hex", "base64"}, cobra.ShellCompDirectiveNoFileComp))
 }
@@ -259,6 +263,20 @@ func (t *textFlags) encode(result []byte) (text []byte, binary bool, err error) 
 		return append([]byte(base64.StdEncoding.EncodeToString(result)), '\n'), false, nil
 	}
 	return nil, false, usagef("--as is raw, hex or base64, not %q", t.as)
+}
+
+// writeText is writeResult for a binary result in the form that was asked for.
+func (a *app) writeText(t textFlags, name string, view map[string]any, result []byte, mode fs.FileMode) error {
+	text, binary, err := t.encode(result)
+	if err != nil {
+		return err
+	}
+	return a.writeResult(t.outFlags, name, view, text, binary, mode)
+}
+
+// inFlag registers --in.
+func inFlag(c *cobra.Command, in *string, what string) {
+	c.Flags().StringVar(in, "in", "-", what+`, "-" is standard input`)
 }
 
 // open opens an input. The size is -1 where it is not known.

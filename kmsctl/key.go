@@ -145,15 +145,20 @@ func newKeyCreate(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			var k proto.KeyInfo
-			if err := a.call(c.Context(), proto.OpKeyCreate, &params, &k); err != nil {
-				return err
-			}
-			return a.printKey(&k)
+			return a.keyCall(c.Context(), proto.OpKeyCreate, &params)
 		},
 	}, proto.OpKeyCreate)
 	f.register(c)
 	return c
+}
+
+// keyCall runs an operation whose result is a key, and shows it.
+func (a *app) keyCall(ctx context.Context, op string, params proto.Message) error {
+	var k proto.KeyInfo
+	if err := a.call(ctx, op, params, &k); err != nil {
+		return err
+	}
+	return a.printKey(&k)
 }
 
 func (a *app) printKey(k *proto.KeyInfo) error {
@@ -283,8 +288,7 @@ func (a *app) listKeys(ctx context.Context, prefix string, limit int) ([]proto.K
 
 // keyAct makes a command that applies op to one key and shows the key that results.
 func (a *app) keyAct(c *cobra.Command, op string, params func(name string) (proto.Message, error)) *cobra.Command {
-	c.Args = exactArgs("NAME")
-	c.ValidArgsFunction = a.completeKeys
+	a.onKey(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if _, err := keyspec.ParseRef(args[0]); err != nil {
 			return asUsage(err)
@@ -293,11 +297,7 @@ func (a *app) keyAct(c *cobra.Command, op string, params func(name string) (prot
 		if err != nil {
 			return err
 		}
-		var k proto.KeyInfo
-		if err := a.call(c.Context(), op, p, &k); err != nil {
-			return err
-		}
-		return a.printKey(&k)
+		return a.keyCall(c.Context(), op, p)
 	}
 	return uses(c, op)
 }

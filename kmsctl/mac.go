@@ -13,8 +13,7 @@ import (
 
 func newMAC(a *app) *cobra.Command {
 	var key, in string
-	var out outFlags
-	var text textFlags
+	var out textFlags
 	c := uses(&cobra.Command{
 		Use:   "mac --key NAME --in F [flags]",
 		Short: "Authenticate data with an HMAC key",
@@ -37,17 +36,12 @@ func newMAC(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			result, binary, err := text.encode(tag)
-			if err != nil {
-				return err
-			}
-			return a.writeResult(out, "mac", view, result, binary, modePublic)
+			return a.writeText(out, "mac", view, tag, modePublic)
 		},
 	}, proto.OpMAC, proto.OpStreamBegin, proto.OpStreamUpdate, proto.OpStreamFinish)
 	a.keyFlag(c, &key, "the key")
-	c.Flags().StringVar(&in, "in", "-", `data, "-" is standard input`)
+	inFlag(c, &in, "data")
 	out.register(c)
-	text.register(c)
 	return c
 }
 
@@ -85,7 +79,7 @@ func newMACVerify(a *app) *cobra.Command {
 		},
 	}, proto.OpMACVerify, proto.OpStreamBegin, proto.OpStreamUpdate, proto.OpStreamFinish)
 	a.keyFlag(c, &key, "the key")
-	c.Flags().StringVar(&in, "in", "-", `data, "-" is standard input`)
+	inFlag(c, &in, "data")
 	c.Flags().StringVar(&mac, "mac", "", "file with the MAC, as mac wrote it")
 	c.MarkFlagRequired("mac")
 	return c

@@ -65,12 +65,10 @@ The packet is encrypted in memory before anything is written. The machine that e
 	}, proto.OpCertGet)
 	c.Flags().StringVar(&cert, "cert", "", "certificate of the receiver, PEM or DER")
 	c.Flags().StringVar(&key, "key", "", "key whose certificate is the receiver's")
-	c.RegisterFlagCompletionFunc("key", func(c *cobra.Command, _ []string, begun string) ([]cobra.Completion, cobra.ShellCompDirective) {
-		return a.completeKeys(c, nil, begun)
-	})
+	a.completeFlag(c, "key")
 	c.MarkFlagsOneRequired("cert", "key")
 	c.MarkFlagsMutuallyExclusive("cert", "key")
-	c.Flags().StringVar(&in, "in", "-", `the packet, "-" is standard input`)
+	inFlag(c, &in, "the packet")
 	out.register(c)
 	return c
 }
@@ -108,7 +106,7 @@ func newPacketDecrypt(a *app) *cobra.Command {
 		},
 	}, proto.OpDecrypt)
 	a.keyFlag(c, &key, "the key that unwraps")
-	c.Flags().StringVar(&in, "in", "-", `the packet, "-" is standard input`)
+	inFlag(c, &in, "the packet")
 	out.register(c)
 	return c
 }

@@ -23,13 +23,11 @@ import (
 func newPublic(a *app) *cobra.Command {
 	var format string
 	var out outFlags
-	c := uses(&cobra.Command{
+	c := uses(a.onKey(&cobra.Command{
 		Use:   "public NAME[@N] [flags]",
 		Short: "Write the public key",
 		Long: `Write the public key. With --format fingerprints, write what kmsctl key find finds it by: SHA-256 of the public key
 (SubjectPublicKeyInfo), the CKA_ID that PKCS#11 software knows it by, and the fingerprint of ssh-keygen -l.`,
-		Args:              exactArgs("NAME"),
-		ValidArgsFunction: a.completeKeys,
 		RunE: func(c *cobra.Command, args []string) error {
 			r, err := a.public(c.Context(), args[0])
 			if err != nil {
@@ -45,7 +43,7 @@ func newPublic(a *app) *cobra.Command {
 			return a.writeResult(out, "public_key", map[string]any{"key": args[0], "version": r.Version, "algorithm": r.Algorithm, "format": format},
 				encoded, format == "der", modePublic)
 		},
-	}, proto.OpPublic)
+	}), proto.OpPublic)
 	c.Flags().StringVar(&format, "format", "pem", "pem, der, jwk, ssh or fingerprints")
 	c.RegisterFlagCompletionFunc("format", cobra.FixedCompletions([]string{"pem", "der", "jwk", "ssh", "fingerprints"}, cobra.ShellCompDirectiveNoFileComp))
 	out.register(c)

@@ -12,8 +12,7 @@ import (
 
 func newRandom(a *app) *cobra.Command {
 	var n uint32
-	var out outFlags
-	var text textFlags
+	var out textFlags
 	c := uses(&cobra.Command{
 		Use:   "random --bytes N [flags]",
 		Short: "Write random bytes of the daemon",
@@ -30,17 +29,12 @@ func newRandom(a *app) *cobra.Command {
 				}
 				data = append(data, r.Data...)
 			}
-			result, binary, err := text.encode(data)
-			if err != nil {
-				return err
-			}
-			return a.writeResult(out, "data", nil, result, binary, modeSecret)
+			return a.writeText(out, "data", nil, data, modeSecret)
 		},
 	}, proto.OpRandom)
 	c.Flags().Uint32Var(&n, "bytes", 0, "how many, up to 1 MiB")
 	c.MarkFlagRequired("bytes")
 	out.register(c)
-	text.register(c)
 	return c
 }
 
@@ -48,8 +42,7 @@ func newDataKey(a *app) *cobra.Command {
 	var key, aadFile, sealedOut, sealedIn string
 	var n uint32
 	var noPlaintext bool
-	var out outFlags
-	var text textFlags
+	var out textFlags
 	c := uses(&cobra.Command{
 		Use:   "datakey --key NAME {--sealed-out F | --sealed-in F} [flags]",
 		Short: "Make a data key, plain and sealed under a key, or open one",
@@ -71,7 +64,7 @@ unless --no-plaintext is given. With --sealed-in the sealed form is opened again
 					return err
 				}
 				defer clear(r.Data)
-				return a.writeDataKey(&out, &text, r.Data, r.Version)
+				return a.writeDataKey(out, r.Data, r.Version)
 			}
 			params := proto.DataKey{Key: key, Bytes: n, AAD: aad, NoPlaintext: noPlaintext}
 			var r proto.DataKeyReply
@@ -93,7 +86,7 @@ unless --no-plaintext is given. With --sealed-in the sealed form is opened again
 			if noPlaintext {
 				return a.print(map[string]any{"version": r.Version}, func(io.Writer) { a.say("%s written", sealedOut) })
 			}
-			if err := a.writeDataKey(&out, &text, r.Plaintext, r.Version); err != nil {
+			if err := a.writeDataKey(out, r.Plaintext, r.Version); err != nil {
 				return fmt.Errorf("%w (%s was written and is of no use alone)", err, sealedOut)
 			}
 			return nil
@@ -108,14 +101,9 @@ unless --no-plaintext is given. With --sealed-in the sealed form is opened again
 	c.Flags().StringVar(&aadFile, "aad-file", "", "file with data the sealed form is bound to")
 	c.Flags().BoolVar(&noPlaintext, "no-plaintext", false, "only the sealed form")
 	out.register(c)
-	text.register(c)
 	return c
 }
 
-func (a *app) writeDataKey(out *outFlags, text *textFlags, key []byte, version uint32) error {
-	result, binary, err := text.encode(key)
-	if err != nil {
-		return err
-	}
-	return a.writeResult(*out, "plaintext", map[string]any{"version": version}, result, binary, modeSecret)
+func (a *app) writeDataKey(out textFlags, key []byte, version uint32) error {
+	return a.writeText(out, "plaintext", map[string]any{"version": version}, key, modeSecret)
 }

@@ -23,7 +23,7 @@ func (f *signFlags) register(a *app, c *cobra.Command) {
 	a.keyFlag(c, &f.key, "the key, NAME or NAME@N")
 	c.Flags().StringVar(&f.scheme, "scheme", "", "how, such as rsa-pss-sha256 or rsa-pkcs1-sha256 (default: by the algorithm)")
 	c.Flags().StringVar(&f.encoding, "encoding", "", "ECDSA signatures as der (default) or p1363")
-	c.Flags().StringVar(&f.in, "in", "-", `data, "-" is standard input`)
+	inFlag(c, &f.in, "data")
 	c.RegisterFlagCompletionFunc("scheme", cobra.FixedCompletions(texts(keyspec.Schemes()), cobra.ShellCompDirectiveNoFileComp))
 	c.RegisterFlagCompletionFunc("encoding", cobra.FixedCompletions([]string{"der", "p1363"}, cobra.ShellCompDirectiveNoFileComp))
 }
@@ -120,8 +120,7 @@ func (r *contextReader) Read(p []byte) (int, error) {
 
 func newSign(a *app) *cobra.Command {
 	var f signFlags
-	var out outFlags
-	var text textFlags
+	var out textFlags
 	c := uses(&cobra.Command{
 		Use:     "sign --key NAME --in F --out F [flags]",
 		Short:   "Sign data",
@@ -138,16 +137,11 @@ func newSign(a *app) *cobra.Command {
 			if err := a.call(c.Context(), proto.OpSign, &params, &r); err != nil {
 				return err
 			}
-			result, binary, err := text.encode(r.Signature)
-			if err != nil {
-				return err
-			}
-			return a.writeResult(out, "signature", map[string]any{"key": f.key, "version": r.Version}, result, binary, modePublic)
+			return a.writeText(out, "signature", map[string]any{"key": f.key, "version": r.Version}, r.Signature, modePublic)
 		},
 	}, proto.OpSign)
 	f.register(a, c)
 	out.register(c)
-	text.register(c)
 	return c
 }
 

@@ -8,8 +8,7 @@ import (
 
 func newWrap(a *app) *cobra.Command {
 	var key, target string
-	var out outFlags
-	var text textFlags
+	var out textFlags
 	c := uses(&cobra.Command{
 		Use:   "wrap --key NAME --target KEY [flags]",
 		Short: "Wrap an exportable key under another key",
@@ -20,18 +19,13 @@ func newWrap(a *app) *cobra.Command {
 			if err := a.call(c.Context(), proto.OpWrap, &proto.Wrap{Key: key, Target: target}, &r); err != nil {
 				return err
 			}
-			result, binary, err := text.encode(r.Wrapped)
-			if err != nil {
-				return err
-			}
-			return a.writeResult(out, "wrapped", map[string]any{"key": key, "version": r.Version}, result, binary, modePublic)
+			return a.writeText(out, "wrapped", map[string]any{"key": key, "version": r.Version}, r.Wrapped, modePublic)
 		},
 	}, proto.OpWrap)
 	a.keyFlag(c, &key, "the wrapping key")
 	c.Flags().StringVar(&target, "target", "", "the key to wrap")
 	c.MarkFlagRequired("target")
 	out.register(c)
-	text.register(c)
 	return c
 }
 
@@ -51,15 +45,11 @@ func newUnwrap(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			var k proto.KeyInfo
-			if err := a.call(c.Context(), proto.OpUnwrap, &proto.Unwrap{Key: key, Wrapped: wrapped, New: params}, &k); err != nil {
-				return err
-			}
-			return a.printKey(&k)
+			return a.keyCall(c.Context(), proto.OpUnwrap, &proto.Unwrap{Key: key, Wrapped: wrapped, New: params})
 		},
 	}, proto.OpUnwrap)
 	a.keyFlag(c, &key, "the wrapping key")
-	c.Flags().StringVar(&in, "in", "-", `the wrapped key, "-" is standard input`)
+	inFlag(c, &in, "the wrapped key")
 	f.register(c)
 	return c
 }
