@@ -16,6 +16,7 @@ import (
 
 	"github.com/kmsd-project/kmsd/ipc/proto"
 	"github.com/kmsd-project/kmsd/keystore"
+	"github.com/kmsd-project/kmsd/keystore/keyspec"
 )
 
 func newBackup(a *app) *cobra.Command {
@@ -121,29 +122,51 @@ func (f *identityFlags) read(a *app) ([]age.Identity, error) {
 }
 
 type manifestView struct {
-	ID           string   `json:"id"`
-	StoreID      string   `json:"store_id"`
-	InstanceID   string   `json:"instance_id"`
-	Created      string   `json:"created"`
-	Epoch        uint32   `json:"epoch"`
-	Generation   uint64   `json:"generation"`
-	Keys         uint64   `json:"keys"`
-	AuditHead    string   `json:"audit_head"`
-	PolicyDigest string   `json:"policy_digest"`
-	Escrow       []string `json:"escrow"`
+	ID           string        `json:"id"`
+	StoreID      string        `json:"store_id"`
+	InstanceID   string        `json:"instance_id"`
+	Created      string        `json:"created"`
+	Epoch        uint32        `json:"epoch"`
+	Generation   uint64        `json:"generation"`
+	Keys         uint64        `json:"keys"`
+	AuditHead    string        `json:"audit_head"`
+	PolicyDigest string        `json:"policy_digest"`
+	Escrow       []string      `json:"escrow"`
+	Guarded      []guardedView `json:"guarded"`
+}
+
+// guardedView is a namespace that a device guarded where the backup was made.
+type guardedView struct {
+	Namespace string `json:"namespace"`
+	Escrow    string `json:"escrow"`
+	Opened    bool   `json:"opened"` // its keys can be used without the device: these identities open it
 }
 
 func viewManifest(m keystore.Manifest) manifestView {
+	guarded := make([]guardedView, len(m.Guarded))
+	for i, g := range m.Guarded {
+		guarded[i] = guardedView{g.Name, string(g.Escrow), g.Opened}
+	}
 	return manifestView{
 		hex.EncodeToString(m.ID[:]),
 		hex.EncodeToString(m.StoreID[:]), hex.EncodeToString(m.InstanceID[:]), m.Created.UTC().Format(time.RFC3339), m.Epoch,
-		m.Generation, m.Keys, hex.EncodeToString(m.AuditHead), hex.EncodeToString(m.PolicyDigest), orEmpty(m.Escrow),
+		m.Generation, m.Keys, hex.EncodeToString(m.AuditHead), hex.EncodeToString(m.PolicyDigest), orEmpty(m.Escrow), guarded,
 	}
 }
 
 func writeManifest(w io.Writer, m keystore.Manifest) {
 	fields(w, "Store", hex.EncodeToString(m.StoreID[:]), "Made", m.Created.Local().Format("2006-01-02 15:04:05"),
 		"Epoch", number(m.Epoch), "Keys", number(m.Keys), "Escrow", strings.Join(m.Escrow, ", "))
+	for _, g := range m.Guarded {
+		switch {
+		case g.Opened:
+			fmt.Fprintf(w, "Namespace %s was guarded by a device: its escrow opens it without.\n", g.Name)
+		case g.Escrow == keyspec.EscrowNone:
+			fmt.Fprintf(w, "Namespace %s has no escrow: its keys can be used only with the device that guards it.\n", g.Name)
+		default:
+			fmt.Fprintf(w, "Namespace %s needs the device that guards it, or an identity of the escrow recipients.\n", g.Name)
+		}
+	}
 }
 
 func newBackupVerify(a *app) *cobra.Command {
@@ -189,6 +212,7 @@ func newBackupVerify(a *app) *cobra.Command {
 
 func newBackupRestore(a *app) *cobra.Command {
 	var in, dir, recoveryOut string
+	var keepGuards bool
 	var ids identityFlags
 	c := &cobra.Command{
 		Use:   "restore --in F --identity F --state-dir D --recovery-out F",
@@ -197,7 +221,10 @@ func newBackupRestore(a *app) *cobra.Command {
 
 The slots of the old machine open nothing here. The restored keystore has one slot, for a fresh recovery key that is written
 to --recovery-out. Start kmsd on the directory, open it with that key (kmsctl unlock) and enrol a slot of the new machine
-(kmsctl slot add).`,
+(kmsctl slot add).
+
+Namespaces that a device of the old machine guarded are opened by their escrow, if an identity of an escrow recipient is
+given: in the restored keystore its slots alone protect their keys. Those without escrow can be used only with their device.`,
 		Args: exactArgs(),
 		RunE: func(c *cobra.Command, args []string) error {
 			identities, err := ids.read(a)
@@ -243,7 +270,10 @@ to --recovery-out. Start kmsd on the directory, open it with that key (kmsctl un
 				}
 				return backupHint(offlineHint(err))
 			}
-			if err := s.Close(); err != nil {
+			if !keepGuards {
+				err = unguard(c.Context(), s, m.Guarded, identities)
+			}
+			if err := errors.Join(err, s.Close()); err != nil {
 				return err
 			}
 			return a.print(viewManifest(m), func(w io.Writer) {
@@ -256,11 +286,36 @@ to --recovery-out. Start kmsd on the directory, open it with that key (kmsctl un
 	c.Flags().StringVar(&in, "in", "", `the backup, "-" is standard input`)
 	c.Flags().StringVar(&dir, "state-dir", "", "empty or new directory for the keystore")
 	c.Flags().StringVar(&recoveryOut, "recovery-out", "", "file for the fresh recovery key")
+	c.Flags().BoolVar(&keepGuards, "keep-guards", false, "leave namespaces to the devices that guard them, for a machine that has these devices")
 	for _, name := range []string{"in", "state-dir", "recovery-out"} {
 		c.MarkFlagRequired(name)
 	}
 	ids.register(c)
 	return c
+}
+
+// unguard makes namespaces usable without the devices that guarded them, as far as their escrow opens with these identities, and notes
+// which are.
+func unguard(ctx context.Context, s *keystore.Store, list []keystore.GuardedNamespace, ids []age.Identity) error {
+	for i := range list {
+		g := &list[i]
+		if g.Escrow != keyspec.EscrowRecipients {
+			continue
+		}
+		key, err := s.EscrowedNamespaceKey(g.Name, ids)
+		if errors.Is(err, keystore.ErrNamespaceKey) {
+			continue // they open the backup, but not this
+		}
+		if err == nil {
+			err = s.UnguardNamespace(ctx, g.Name, key)
+			clear(key)
+		}
+		if err != nil {
+			return err
+		}
+		g.Opened = true
+	}
+	return nil
 }
 
 func backupHint(err error) error {

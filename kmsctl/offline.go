@@ -20,13 +20,15 @@ import (
 
 // recoveryFlags bring a recovery key or recovery shares to an act without a daemon.
 type recoveryFlags struct {
-	key    secretFlags
-	shares []string
+	key            secretFlags
+	shares         []string
+	acceptRollback bool
 }
 
 func (f *recoveryFlags) register(c *cobra.Command) {
 	f.key.register(c, "pin", "the recovery key")
 	c.Flags().StringArrayVar(&f.shares, "share-file", nil, "a file with one recovery share; repeat for each share")
+	c.Flags().BoolVar(&f.acceptRollback, "accept-rollback", false, "open the keystore although the counter it is bound to cannot be asked whether it is an old copy")
 	c.MarkFlagsMutuallyExclusive("share-file", "pin-fd")
 	c.MarkFlagsMutuallyExclusive("share-file", "pin-file")
 }
@@ -103,7 +105,7 @@ func (a *app) unlockOffline(ctx context.Context, s *keystore.Store, flags *recov
 	defer driver.Close()
 	for _, slot := range slots {
 		if err = driver.Unwrap(ctx, slot.Blob, enclave.SlotAAD(slot.UUID), auth, secret); err == nil {
-			return s.Unlock(ctx, slot.ID, secret)
+			return offlineHint(s.UnlockWith(ctx, slot.ID, secret, keystore.UnlockOptions{AcceptRollback: flags.acceptRollback}))
 		}
 	}
 	return err
@@ -113,6 +115,8 @@ func offlineHint(err error) error {
 	switch {
 	case errors.Is(err, keystore.ErrInUse):
 		return withHint(err, "kmsd runs on this directory: stop it, or leave --state-dir away and let it do the work")
+	case errors.Is(err, keystore.ErrCounterAbsent):
+		return withHint(err, "only kmsd asks the counter: leave --state-dir away, or say that you know these files to be the newest (--accept-rollback)")
 	case errors.Is(err, keystore.ErrNoStore):
 		return withHint(err, "give the state directory of kmsd with --state-dir")
 	case errors.Is(err, keystore.ErrStoreExists):
@@ -127,7 +131,7 @@ func newRecoverySlot(ctx context.Context, label string) (keystore.NewSlot, []byt
 	text := key.Text()
 	driver := recovery.ForKey(key) // takes the key over
 	defer driver.Close()
-	slot := keystore.NewSlot{Kind: recovery.Kind, Label: label, Secret: make([]byte, enclave.SecretSize)}
+	slot := keystore.NewSlot{Kind: recovery.Kind, Location: recovery.Kind, Label: label, Secret: make([]byte, enclave.SecretSize)}
 	rand.Read(slot.UUID[:])
 	rand.Read(slot.Secret)
 	info := driver.Info()

@@ -133,6 +133,9 @@ checked without a daemon, which needs the recovery key or recovery shares; kmsd 
 			if report.Orphans > 0 {
 				r.Messages = append(r.Messages, number(report.Orphans)+" records that no key owns")
 			}
+			if report.Unopened > 0 {
+				r.Messages = append(r.Messages, number(report.Unopened)+" versions of closed namespaces could be checked from outside only")
+			}
 			return a.printReport(&r)
 		},
 	}, proto.OpStoreVerify)

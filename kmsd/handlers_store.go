@@ -60,6 +60,9 @@ func handleStoreVerify(c *call) (proto.Message, error) {
 		Records: report.Versions, Epoch: uint64(s.Info().Epoch),
 		Messages: []string{fmt.Sprintf("%d keys, %d versions, %d orphans", report.Keys, report.Versions, report.Orphans)},
 	}
+	if report.Unopened > 0 {
+		reply.Messages = append(reply.Messages, fmt.Sprintf("%d versions of closed namespaces could be checked from outside only", report.Unopened))
+	}
 	for i, d := range report.Damaged {
 		if i == proto.MaxFindings {
 			reply.Messages = append(reply.Messages, fmt.Sprintf("%d more are damaged", len(report.Damaged)-i))
