@@ -7,8 +7,13 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/kmsd-project/kmsd/kmsd/engine"
+	"github.com/kmsd-project/kmsd/policy"
 )
 
 func TestParseConfig(t *testing.T) {
@@ -189,5 +194,46 @@ func TestSystemConfigIsForItsUser(t *testing.T) {
 	}
 	if _, err := loadSystemConfig(path, owner); !errors.Is(err, errConfig) {
 		t.Errorf("nonsense: %v", err)
+	}
+}
+
+// The configuration that is installed says what holds without it, and its examples are right.
+func TestShippedConfiguration(t *testing.T) {
+	data, err := os.ReadFile("../packaging/kmsd.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	shipped, err := parseConfig(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	examples, err := parseConfig(regexp.MustCompile(`(?m)^#([a-z[])`).ReplaceAll(data, []byte("$1")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if examples.Devices.HSM == "" || examples.Limits.Connections == 0 || examples.Unlock.Unattended == nil {
+		t.Errorf("the examples are not read: %+v", examples)
+	}
+	none := func(string) string { return "" }
+	if err := errors.Join(shipped.setDefaults(none), examples.setDefaults(none)); err != nil {
+		t.Fatal(err)
+	}
+	for what, c := range map[string]config{"shipped": shipped, "examples": examples} {
+		if c.Mode != modeSystem || c.StateDir != systemState || c.PolicyFile != shipped.PolicyFile || c.AdminGroup != shipped.AdminGroup || c.Helpers != shipped.Helpers {
+			t.Errorf("%s: %+v", what, c)
+		}
+	}
+	if c := examples.Cache; c.Keys != engine.DefaultCacheKeys || time.Duration(c.IdleSeconds)*time.Second != engine.DefaultCacheIdle {
+		t.Errorf("cache %+v", c)
+	}
+
+	policyFile, err := os.ReadFile("../packaging/policy.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, data := range [][]byte{policyFile, regexp.MustCompile(`(?m)^#([A-Za-z]+ = )`).ReplaceAll(policyFile, []byte("$1"))} {
+		if _, err := policy.Parse(data); err != nil {
+			t.Error(err)
+		}
 	}
 }
