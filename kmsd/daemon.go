@@ -125,7 +125,7 @@ func run(ctx context.Context, c config, reread func() (config, error), log *slog
 	}
 	d.policy.Store(snapshot)
 	d.engine = engine.New(engine.Config{
-		Audit: d.audit, Policy: snapshot, Log: log,
+		Audit: d.audit, Policy: snapshot, Log: log, Devices: d.slots,
 		Code:      func(err error) string { return string(wireError(err).Code) },
 		CacheIdle: time.Duration(c.Cache.IdleSeconds) * time.Second, CacheKeys: c.Cache.Keys,
 	})

@@ -31,9 +31,10 @@ type slotKeeper struct {
 	log     *slog.Logger
 	devices *devices
 	pins    *pins
-	order   []string // of unattended slots, from the configuration; nil when it says nothing
-	attend  bool     // a person opens the store, always
-	offers  []string // specs of what this machine may have, best first
+	homes   deviceConfig // where new resident keys are made
+	order   []string     // of unattended slots, from the configuration; nil when it says nothing
+	attend  bool         // a person opens the store, always
+	offers  []string     // specs of what this machine may have, best first
 
 	store atomic.Pointer[keystore.Store] // where resident keys find the devices of slots; nil while there is none
 
@@ -47,6 +48,7 @@ func newSlotKeeper(c config, keyringState string, arena *secmem.Arena, dialer he
 		arena: arena, log: log,
 		devices: newDevices(keyringState, dialer, c.Devices.Moved, log),
 		pins:    newPINs(c.Devices),
+		homes:   c.Devices,
 		order:   c.Unlock.Order,
 		attend:  c.Unlock.Unattended != nil && !*c.Unlock.Unattended,
 		offers:  offers(c.Mode),

@@ -23,12 +23,18 @@ type realDaemon struct {
 
 func startReal(t *testing.T, dir string) *realDaemon {
 	t.Helper()
+	p := newReal(t, dir).start().ready()
+	return &realDaemon{process: p, conn: bound(t, p.admin), last: 10}
+}
+
+// newReal returns the real program on a directory, not yet started.
+func newReal(t *testing.T, dir string, args ...string) *process {
+	t.Helper()
 	p := &process{t: t, dir: dir, lines: make(chan string, 1000)}
 	p.app, p.admin = filepath.Join(dir, "r", "kmsd.sock"), filepath.Join(dir, "r", "admin.sock")
-	p.cmd = exec.Command(program(t), "run", "--state-dir", filepath.Join(dir, "s"), "--runtime-dir", filepath.Join(dir, "r"))
+	p.cmd = exec.Command(program(t), append([]string{"run", "--state-dir", filepath.Join(dir, "s"), "--runtime-dir", filepath.Join(dir, "r")}, args...)...)
 	p.cmd.Env = []string{"HOME=" + dir}
-	p.start().ready()
-	return &realDaemon{process: p, conn: bound(t, p.admin), last: 10}
+	return p
 }
 
 // restart stops the daemon and starts another one on the same directory.

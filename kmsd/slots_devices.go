@@ -116,6 +116,8 @@ func (v *devices) driver(s spec, binding string, pin []byte) (enclave.Enclave, e
 		return pkcs11.Dial(v.dialer, s.token)
 	case keyring.FileKind:
 		return keyring.DialFile(v.dialer, v.keyringState), nil
+	case kindSecretService:
+		return keyring.DialSecretService(v.dialer), nil
 	case recovery.Kind:
 		return recovery.New(), nil
 	}

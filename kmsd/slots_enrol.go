@@ -274,6 +274,8 @@ func (n *enrolment) enrol(ctx context.Context, e enclave.Enclave, s spec, label 
 	rand.Read(slot.UUID[:])
 	aad := enclave.SlotAAD(slot.UUID)
 	var blob enclave.Blob
+	ctx, cancel := withPrompt(ctx, s.kind)
+	defer cancel()
 	secmem.Do(func() { blob, err = e.Wrap(ctx, secret.Bytes(), aad) })
 	if err != nil {
 		return fmt.Errorf("enrol %s: %w", s.kind, err)

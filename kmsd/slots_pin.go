@@ -13,18 +13,19 @@ import (
 	"github.com/kmsd-project/kmsd/enclave"
 	"github.com/kmsd-project/kmsd/enclave/pkcs11"
 	"github.com/kmsd-project/kmsd/enclave/tpm"
-	"github.com/kmsd-project/kmsd/keystore"
 )
 
 // pins are the files with the PINs of devices that shall open without a person. It is safe for concurrent use.
 //
-// Invariant: a PIN that was refused is not tried with the same slot again until the file is another one, or a person asks for it: a few wrong
-// PINs shut a device for good.
+// Invariant: a PIN that was refused is not tried with the same slot, or with the resident keys of the same kind of device, again until the file is
+// another one, or a person asks for it: a few wrong PINs shut a device for good.
 type pins struct {
 	files map[string]string // by kind of slots
 
+	login sync.Mutex // held while resident keys are logged in to
+
 	mu      sync.Mutex
-	refused map[[16]byte]fileStamp // by UUID of the slot
+	refused map[[16]byte]fileStamp // by UUID of the slot, zero for resident keys
 }
 
 // fileStamp tells a file from what was in its place before.
@@ -80,26 +81,29 @@ func (p *pins) read(kind string) ([]byte, error) {
 }
 
 // readFor is read for an attempt that nobody asked for.
-func (p *pins) readFor(slot keystore.Slot) ([]byte, error) {
-	now, err := p.stamp(slot.Kind)
+func (p *pins) readFor(kind string, slot [16]byte) ([]byte, error) {
+	now, err := p.stamp(kind)
 	p.mu.Lock()
-	before, refused := p.refused[slot.UUID]
+	before, refused := p.refused[slot]
 	p.mu.Unlock()
 	if err == nil && refused && now == before {
-		return nil, &enclave.Error{Kind: enclave.ErrAuth, Detail: fmt.Sprintf("the PIN in %s was refused before and is not tried again", p.files[slot.Kind]),
-			Remedy: "put the right PIN into the file, or ask for another attempt: kmsctl unlock --slot " + fmt.Sprint(slot.ID)}
+		return nil, &enclave.Error{Kind: enclave.ErrAuth, Detail: fmt.Sprintf("the PIN in %s was refused before and is not tried again", p.files[kind]),
+			Remedy: "put the right PIN into the file, or ask for another attempt: kmsctl unlock --slot N"}
 	}
-	return p.read(slot.Kind)
+	return p.read(kind)
 }
 
-// outcome notes whether the PIN of the file was refused.
-func (p *pins) outcome(slot keystore.Slot, err error) {
-	now, statErr := p.stamp(slot.Kind)
+// outcome notes whether the PIN of the file was refused. A person's attempt that works counts for the resident keys too.
+func (p *pins) outcome(kind string, slot [16]byte, err error) {
+	now, statErr := p.stamp(kind)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	delete(p.refused, slot.UUID)
+	delete(p.refused, slot)
+	if err == nil {
+		delete(p.refused, [16]byte{})
+	}
 	if errors.Is(err, enclave.ErrAuth) && statErr == nil {
-		p.refused[slot.UUID] = now
+		p.refused[slot] = now
 	}
 }
 

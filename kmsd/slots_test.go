@@ -115,7 +115,9 @@ func TestCreateEnrolsAndLocksAgain(t *testing.T) {
 		"unlock with nobody": func() error { return r.unlock(t.Context(), s, attempt{Why: onDemand}) },
 		"by number":          func() error { return r.unlock(t.Context(), s, attempt{Slot: slots[0].ID}) },
 		"recovery key":       func() error { return r.unlock(t.Context(), s, attempt{Auth: enclave.Auth{Secret: key}}) },
-		"recovery slot":      func() error { return r.unlock(t.Context(), s, attempt{Slot: slots[1].ID, Auth: enclave.Auth{Secret: key}}) },
+		"recovery slot": func() error {
+			return r.unlock(t.Context(), s, attempt{Slot: slots[1].ID, Auth: enclave.Auth{Secret: key}})
+		},
 	} {
 		s.Lock()
 		if err := open(); err != nil || s.Locked() {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"time"
 
 	"github.com/kmsd-project/kmsd/enclave"
 	"github.com/kmsd-project/kmsd/enclave/recovery"
@@ -116,18 +117,20 @@ func (k *slotKeeper) unlockByItself(ctx context.Context, s *keystore.Store, slot
 	if a.Why == onUse {
 		return &enclave.Error{Kind: enclave.ErrLocked, Detail: fmt.Sprintf("slot %d (%s)", slot.ID, slot.Kind), Remedy: "kmsctl unlock"}
 	}
-	read := k.pins.readFor
+	var pin []byte
+	var err error
 	if a.Why == onDemand {
-		read = func(slot keystore.Slot) ([]byte, error) { return k.pins.read(slot.Kind) }
+		pin, err = k.pins.read(slot.Kind)
+	} else {
+		pin, err = k.pins.readFor(slot.Kind, slot.UUID)
 	}
-	pin, err := read(slot)
 	if err != nil {
 		return fmt.Errorf("slot %d (%s): %w", slot.ID, slot.Kind, err)
 	}
 	defer clear(pin)
 	a.Auth.Secret = pin
 	err = k.unlockSlot(ctx, s, slot, a)
-	k.pins.outcome(slot, err)
+	k.pins.outcome(slot.Kind, slot.UUID, err)
 	return err
 }
 
@@ -217,10 +220,23 @@ func (k *slotKeeper) open(ctx context.Context, slot keystore.Slot, a enclave.Aut
 	if err != nil {
 		return nil, err
 	}
+	ctx, cancel := withPrompt(ctx, slot.Kind)
+	defer cancel()
 	secmem.Do(func() { err = e.Unwrap(ctx, slot.Blob, enclave.SlotAAD(slot.UUID), a, secret.Bytes()) })
 	if err != nil {
 		secret.Free()
 		return nil, fmt.Errorf("slot %d (%s): %w", slot.ID, slot.Kind, err)
 	}
 	return secret, nil
+}
+
+// promptTime is how long somebody may take to answer the prompt of a keyring, and a little more.
+const promptTime = 65 * time.Second
+
+// withPrompt gives a person time where the device asks for one.
+func withPrompt(ctx context.Context, kind string) (context.Context, context.CancelFunc) {
+	if _, limited := ctx.Deadline(); limited || kind != kindSecretService {
+		return ctx, func() {}
+	}
+	return context.WithTimeout(ctx, promptTime)
 }
