@@ -8,16 +8,18 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+
+	"github.com/kmsd-project/kmsd/keystore/durable"
 )
 
 // The files of a store, in its state directory.
 const (
 	headerFile   = "header"
 	databaseFile = "store.db"
-	dirtyFile    = "dirty"    // there while a database with changes is open; found at start it means an unclean stop
-	newSuffix    = ".new"     // of a file that is being made
-	restoredFile = "restored" // the database from a backup, until it is known to be whole
-	snapshotFile = "snapshot" // a copy of the database, unlinked as soon as it is open
+	dirtyFile    = "dirty"        // there while a database with changes is open; found at start it means an unclean stop
+	newSuffix    = durable.Suffix // of a file that is being made
+	restoredFile = "restored"     // the database from a backup, until it is known to be whole
+	snapshotFile = "snapshot"     // a copy of the database, unlinked as soon as it is open
 )
 
 // Exists reports whether dir holds a keystore, or a part of one.
@@ -96,22 +98,12 @@ func readHeader(dir string) ([]byte, *header, error) {
 	return b, h, err
 }
 
-// replaceFile puts content in the place of the file at path: at any instant the name leads to the old content or to the new, and to
-// the new one for good when replaceFile has returned.
-//
-// The blocks of the old file are left alone. To overwrite them would not reach every copy on a flash disk, and on a disk that lies
-// about having written the new name it would destroy the only header there is.
+// replaceFile is durable.Replace.
 func replaceFile(path string, content []byte) error {
-	temp := path + newSuffix
-	if err := writeFile(temp, content); err != nil {
-		os.Remove(temp)
+	if err := durable.Replace(path, content); err != nil {
 		return fmt.Errorf("%w: %w", ErrStorage, err)
 	}
-	if err := os.Rename(temp, path); err != nil {
-		os.Remove(temp)
-		return fmt.Errorf("%w: %w", ErrStorage, err)
-	}
-	return syncDir(filepath.Dir(path))
+	return nil
 }
 
 // placeStore gives the files of a new store their names. The header is on the disk, under its temporary name, before the database
@@ -119,7 +111,6 @@ func replaceFile(path string, content []byte) error {
 func placeStore(dir, database string, headerContent []byte) error {
 	temp := filepath.Join(dir, headerFile+newSuffix)
 	if err := writeFile(temp, headerContent); err != nil {
-		os.Remove(temp)
 		return fmt.Errorf("%w: %w", ErrStorage, err)
 	}
 	if err := syncDir(dir); err != nil {
@@ -150,31 +141,15 @@ func finishPlacing(dir string) error {
 	return syncDir(dir)
 }
 
-// writeFile makes a new file with content and waits until it is on the disk.
+// writeFile is durable.Write in the place of what a crash left over.
 func writeFile(path string, content []byte) error {
-	os.Remove(path) // left over from a crash
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL|syscall.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(content)
-	if err == nil {
-		err = f.Sync()
-	}
-	if e := f.Close(); err == nil {
-		err = e
-	}
-	return err
+	os.Remove(path)
+	return durable.Write(path, content)
 }
 
 // syncDir makes the names in dir durable.
 func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrStorage, err)
-	}
-	defer d.Close()
-	if err := d.Sync(); err != nil {
+	if err := durable.Sync(dir); err != nil {
 		return fmt.Errorf("%w: %w", ErrStorage, err)
 	}
 	return nil

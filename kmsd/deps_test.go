@@ -35,15 +35,16 @@ var law = map[string][]string{
 	"client/packet":     {"keystore/keyspec", "client/ciphertext", "golang.org/x/crypto/cryptobyte", "golang.org/x/crypto/cryptobyte/asn1"},
 
 	// The store, and alone with bbolt.
-	"keystore/secmem": {"golang.org/x/sys/unix"},
-	"keystore": {"keystore/keyspec", "keystore/secmem", "golang.org/x/sys/unix", "filippo.io/age",
+	"keystore/secmem":  {"golang.org/x/sys/unix"},
+	"keystore/durable": {}, // files that outlive a loss of power, for all who have some
+	"keystore": {"keystore/keyspec", "keystore/secmem", "keystore/durable", "golang.org/x/sys/unix", "filippo.io/age",
 		"go.etcd.io/bbolt", "go.etcd.io/bbolt/errors"},
 
 	// What guards the root key.
 	"enclave":             {"keystore/keyspec"},
 	"enclave/enclavetest": {"enclave", "keystore/keyspec"},
 	"enclave/recovery":    {"enclave"},
-	"enclave/keyring":     {"enclave", "enclave/helper", "golang.org/x/sys/unix"},
+	"enclave/keyring":     {"enclave", "keystore/durable", "enclave/helper", "golang.org/x/sys/unix"},
 	"enclave/pkcs11":      {"enclave", "enclave/helper", "keystore/keyspec", "golang.org/x/crypto/cryptobyte"},
 	"enclave/tpm": {"enclave", "keystore/keyspec", "keystore/secmem", "github.com/google/go-tpm/tpm2", "golang.org/x/crypto/cryptobyte",
 		"golang.org/x/crypto/cryptobyte/asn1", "golang.org/x/sys/unix"},
@@ -56,10 +57,10 @@ var law = map[string][]string{
 	"enclave/pkcs11/kmsd-pkcs11": {"enclave", "enclave/helper", "enclave/pkcs11", "enclave/pkcs11/token"},
 
 	// The daemon. Only its main package joins the wire and the engine.
-	"kmsd/audit": {"keystore/keyspec"},
+	"kmsd/audit": {"keystore/keyspec", "keystore/durable"},
 	"kmsd/engine": {"policy", "keystore", "keystore/keyspec", "keystore/secmem", "kmsd/mechanism", "kmsd/pki", "kmsd/audit",
 		"client/packet", "client/ciphertext", "enclave"},
-	"kmsd": {"ipc", "ipc/proto", "kmsd/engine", "kmsd/mechanism", "kmsd/pki", "kmsd/audit", "policy", "keystore", "keystore/keyspec",
+	"kmsd": {"ipc", "ipc/proto", "keystore/durable", "kmsd/engine", "kmsd/mechanism", "kmsd/pki", "kmsd/audit", "policy", "keystore", "keystore/keyspec",
 		"keystore/secmem", "client/ciphertext", "enclave", "enclave/helper", "enclave/keyring", "enclave/pkcs11", "enclave/recovery", "enclave/tpm", "golang.org/x/sys/unix",
 		"golang.org/x/term", "github.com/pelletier/go-toml/v2", "github.com/coreos/go-systemd/v22/daemon",
 		"github.com/coreos/go-systemd/v22/activation", "filippo.io/age"},

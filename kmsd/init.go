@@ -24,6 +24,7 @@ import (
 	"github.com/kmsd-project/kmsd/enclave/pkcs11"
 	"github.com/kmsd-project/kmsd/enclave/recovery"
 	"github.com/kmsd-project/kmsd/keystore"
+	"github.com/kmsd-project/kmsd/keystore/durable"
 	"github.com/kmsd-project/kmsd/keystore/secmem"
 	"github.com/kmsd-project/kmsd/kmsd/audit"
 )
@@ -497,31 +498,12 @@ func makeStateDir(dir string) (made bool, err error) {
 // writeSecretFile writes a new file for us alone, durably, and wipes data.
 func writeSecretFile(path string, data []byte) error {
 	defer clear(data)
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
-	if err != nil {
+	if err := durable.Write(path, data); err != nil {
 		return err
 	}
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Sync()
-	}
-	if closeErr := f.Close(); err == nil {
-		err = closeErr
-	}
-	if err == nil {
-		err = syncDir(filepath.Dir(path))
-	}
+	err := durable.Sync(filepath.Dir(path))
 	if err != nil {
 		os.Remove(path)
 	}
 	return err
-}
-
-func syncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kmsd-project/kmsd/enclave"
+	"github.com/kmsd-project/kmsd/keystore/durable"
 )
 
 // FileKind is the kind of slots that the file backend guards.
@@ -113,10 +114,10 @@ func (f *File) Put(ctx context.Context, name string, data []byte) error {
 		return &enclave.Error{Kind: enclave.ErrMisconfigured, Detail: "there is an item of that name already", Cause: err}
 	}
 	for _, step := range []func() error{
-		func() error { return syncPath(filepath.Join(staging, name)) },
+		func() error { return durable.Sync(filepath.Join(staging, name)) },
 		func() error { return os.Rename(filepath.Join(staging, name), target) },
-		func() error { return syncPath(items) },
-		func() error { return syncPath(f.dir) },
+		func() error { return durable.Sync(items) },
+		func() error { return durable.Sync(f.dir) },
 	} {
 		if err := step(); err != nil {
 			return misconfigured(err)
@@ -177,7 +178,7 @@ func (f *File) Remove(_ context.Context, name string) error {
 		return nil
 	}
 	if err == nil {
-		err = syncPath(items)
+		err = durable.Sync(items)
 	}
 	if err != nil {
 		return misconfigured(err)
@@ -275,7 +276,7 @@ func (f *File) newMachineSecret() (pass string, err error) {
 		err = os.Remove(file.Name())
 	}
 	if err == nil {
-		err = syncPath(f.dir)
+		err = durable.Sync(f.dir)
 	}
 	if err != nil {
 		return "", misconfigured(err)
@@ -321,7 +322,7 @@ func makeDir(dir string) error {
 		return checkDir(dir)
 	}
 	if err == nil {
-		err = syncPath(filepath.Dir(dir))
+		err = durable.Sync(filepath.Dir(dir))
 	}
 	if err != nil {
 		return misconfigured(err)
@@ -377,15 +378,6 @@ func checkOwn(path string, info fs.FileInfo, dir bool) error {
 		return nil
 	}
 	return &enclave.Error{Kind: enclave.ErrMisconfigured, Detail: filepath.Base(path) + " " + wrong, Remedy: "make it readable by the user of kmsd only, and find out who changed it"}
-}
-
-func syncPath(path string) error {
-	file, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer file.Close()
-	return file.Sync()
 }
 
 // misconfigured reports a failure of the file system. Paths are no secret; the library's errors never get here with a passphrase.

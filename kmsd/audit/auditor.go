@@ -9,6 +9,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"github.com/kmsd-project/kmsd/keystore/durable"
 )
 
 // The auditor's public key lies beside the log, so that entries can be written while the keystore is locked.
@@ -57,5 +59,5 @@ func HasAuditor(dir string) (bool, error) {
 
 func writeAuditor(dir string, key hpke.PublicKey) error {
 	text := auditorHead + base64.StdEncoding.EncodeToString(key.Bytes()) + "\n"
-	return writeFile(filepath.Join(dir, auditorFile), []byte(text))
+	return durable.Replace(filepath.Join(dir, auditorFile), []byte(text))
 }

@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"slices"
 	"time"
+
+	"github.com/kmsd-project/kmsd/keystore/durable"
 )
 
 // writer is the end of the log on disk.
@@ -47,7 +49,7 @@ func (w *writer) prepare(auditor hpke.PublicKey) error {
 	leaf := h.leaf()
 	raw := append(slices.Clone(h.raw), leaf[:checkSize]...)
 	path := filepath.Join(w.dir, segmentName(h.segment))
-	if err := writeFile(path, raw); err != nil {
+	if err := durable.Replace(path, raw); err != nil {
 		return err
 	}
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)
@@ -219,7 +221,7 @@ func readFrom(f *os.File, at int64) ([]byte, error) {
 
 // setAside copies the end of the file at path into a file beside it and cuts it off.
 func setAside(path string, at int64, rest []byte) error {
-	if err := writeFile(path+".torn", rest); err != nil {
+	if err := durable.Replace(path+".torn", rest); err != nil {
 		return err
 	}
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)
@@ -231,33 +233,4 @@ func setAside(path string, at int64, rest []byte) error {
 		return err
 	}
 	return f.Sync()
-}
-
-// writeFile makes the file at path so that after a loss of power it is there whole or not at all.
-func writeFile(path string, data []byte) error {
-	temporary := path + ".tmp"
-	f, err := os.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Sync()
-	}
-	if e := f.Close(); err == nil {
-		err = e
-	}
-	if err == nil {
-		err = os.Rename(temporary, path)
-	}
-	if err != nil {
-		os.Remove(temporary)
-		return err
-	}
-	d, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }
