@@ -29,7 +29,28 @@ type Lane struct {
 // backlog is the queue of one owner.
 type backlog struct {
 	owner uint32
-	tasks []Task
+	tasks []Task // from first on
+	first int
+}
+
+func (b *backlog) len() int { return len(b.tasks) - b.first }
+
+func (b *backlog) push(t Task) {
+	if len(b.tasks) == cap(b.tasks) && b.first > b.len() { // make room at the front, not so often that it costs more than a task
+		n := copy(b.tasks, b.tasks[b.first:])
+		clear(b.tasks[n:])
+		b.tasks, b.first = b.tasks[:n], 0
+	}
+	b.tasks = append(b.tasks, t)
+}
+
+func (b *backlog) pop() Task {
+	t := b.tasks[b.first]
+	b.tasks[b.first] = nil
+	if b.first++; b.first == len(b.tasks) {
+		b.tasks, b.first = b.tasks[:0], 0
+	}
+	return t
 }
 
 // NewLane starts workers goroutines for a queue of at most queue tasks. rest, unless it is nil, is called by a worker,
@@ -55,13 +76,13 @@ func (l *Lane) Submit(owner uint32, t Task) bool {
 		b = &backlog{owner: owner}
 		l.owners[owner] = b
 	}
-	if len(b.tasks) >= max(1, l.limit/2) {
+	if b.len() >= max(1, l.limit/2) {
 		return false
 	}
-	if len(b.tasks) == 0 {
+	if b.len() == 0 {
 		l.turn = append(l.turn, b)
 	}
-	b.tasks = append(b.tasks, t)
+	b.push(t)
 	l.queued++
 	l.wake.Signal()
 	return true
@@ -116,10 +137,9 @@ func (l *Lane) work() {
 func (l *Lane) next() Task {
 	b := l.turn[0]
 	l.turn = append(l.turn[:0], l.turn[1:]...)
-	t := b.tasks[0]
-	b.tasks = append(b.tasks[:0], b.tasks[1:]...)
+	t := b.pop()
 	l.queued--
-	if len(b.tasks) > 0 {
+	if b.len() > 0 {
 		l.turn = append(l.turn, b)
 	} else if len(l.owners) > maxOwners {
 		delete(l.owners, b.owner)

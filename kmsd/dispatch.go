@@ -255,7 +255,7 @@ const maxDeadlineMS = 24 * 60 * 60 * 1000
 func (s *session) background(c *call, f []byte) error {
 	shape := s.daemon.shapes[c.lane]
 	c.frame = append(c.frame[:0], f...)
-	c.request, _ = proto.ParseRequest(c.frame) // once more, because its slices shall alias the copy
+	c.request.Move(c.frame)
 	c.space = len(f) + replySpace(c.request.Op)
 
 	s.mu.Lock()

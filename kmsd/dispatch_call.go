@@ -36,10 +36,10 @@ type call struct {
 	space    int    // of the frame and the answer, in bytes
 	answered atomic.Bool
 	finished atomic.Bool       // its handler has returned; all that is left is to answer
-	named    proto.KeyRef      // of mechanism
 	failure  *proto.Error      // of AppendFrame
 	result   proto.Message     // of AppendFrame
 	scratch  *[chunkSpace]byte // of chunk
+	output   []byte            // of room
 
 	mu       sync.Mutex
 	done     chan struct{}
@@ -54,6 +54,18 @@ func newCall(s *session) *call {
 	c := calls.Get().(*call)
 	c.ctx, c.daemon, c.session = c, s.daemon, s
 	return c
+}
+
+// outputSpace is the room for the output of an operation with a key: a message of 1 KiB and what encryption adds to it.
+const outputSpace = 1<<10 + 128
+
+// room returns an empty buffer for the output of the handler, which must not keep it. It is wiped and used again once c has
+// been answered.
+func (c *call) room() []byte {
+	if c.output == nil {
+		c.output = make([]byte, 0, outputSpace)
+	}
+	return c.output
 }
 
 // chunkSpace is the room for what comes of one chunk of a stream: the chunk, the segment held back before it, and tags.
@@ -85,6 +97,7 @@ func (c *call) freeChunk() {
 // free returns c for another request. A call that somebody may still look at is left to the collector instead.
 func (c *call) free() {
 	clear(c.frame)
+	clear(c.output[:cap(c.output)])
 	c.freeChunk()
 	c.mu.Lock()
 	shared := c.done != nil || c.timer != nil || c.err != nil
@@ -98,7 +111,6 @@ func (c *call) free() {
 		frame = nil
 	}
 	c.ctx, c.daemon, c.session, c.request, c.op, c.lane = nil, nil, nil, proto.Request{}, nil, 0
-	c.named = proto.KeyRef{}
 	c.failure, c.result, c.deadline = nil, nil, time.Time{}
 	c.answered.Store(false)
 	c.finished.Store(false)

@@ -203,11 +203,7 @@ func rotating(c *call) lane {
 // mechanism returns the mechanism of the key that the request names, if the key is in the cache, whether its use waits for the
 // disk, and the kind of device that it is in.
 func (c *call) mechanism() (row *mechanism.Row, waits bool, device keyspec.Protection) {
-	c.named = proto.KeyRef{}
-	if proto.DecodeReply(c.request.Params, &c.named) != nil {
-		return nil, false, ""
-	}
-	return c.peek(c.named.Key)
+	return c.peek(proto.KeyOf(c.request.Params))
 }
 
 // peek is mechanism for the key that ref names.

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"sync"
 	"unicode/utf8"
@@ -51,7 +50,8 @@ type fields struct {
 
 	// decoding
 	data    []byte
-	reader  bytes.Reader
+	at      int          // of the next byte in data
+	reader  bytes.Reader // what decoder reads from
 	decoder *msgpack.Decoder
 	key     []byte // key at hand
 	index   uint   // number of the field the message is asking about
@@ -82,7 +82,6 @@ func newEncoder(dst []byte) *fields {
 func newDecoder(data []byte, lenient bool) *fields {
 	f := pool.Get().(*fields)
 	f.lenient, f.data = lenient, data
-	f.reader.Reset(data)
 	return f
 }
 
@@ -90,7 +89,7 @@ func newDecoder(data []byte, lenient bool) *fields {
 func (f *fields) free() {
 	f.encode, f.lenient, f.err = false, false, nil
 	f.out.b, f.written, f.hole = nil, 0, nil
-	f.data, f.key = nil, nil
+	f.data, f.at, f.key = nil, 0, nil
 	f.reader.Reset(nil)
 	pool.Put(f)
 }
@@ -112,28 +111,45 @@ func (f *fields) check(err error) {
 
 // peek returns the code of the next value; 0xc1, which msgpack never uses, at the end.
 func (f *fields) peek() byte {
-	if f.reader.Len() == 0 {
+	if f.at == len(f.data) {
 		f.fail("ends early")
 		return 0xc1
 	}
-	return f.data[len(f.data)-f.reader.Len()]
+	return f.data[f.at]
 }
+
+// left returns how many bytes have not been read.
+func (f *fields) left() int { return len(f.data) - f.at }
 
 // take returns the next n bytes without copying them.
 func (f *fields) take(n int) []byte {
 	if f.err != nil {
 		return nil
 	}
-	if n < 0 || n > f.reader.Len() {
+	if n < 0 || n > f.left() {
 		f.fail("ends early")
 		return nil
 	}
-	at := len(f.data) - f.reader.Len()
-	if _, err := f.reader.Seek(int64(n), io.SeekCurrent); err != nil {
-		f.check(err)
-		return nil
-	}
-	return f.data[at : at+n : at+n]
+	b := f.data[f.at : f.at+n : f.at+n]
+	f.at += n
+	return b
+}
+
+// wide has the library read what does not fit the one byte of its code. Everything else, which is most of it, needs no
+// library: the value is in the byte.
+func wide[T any](f *fields, read func(*msgpack.Decoder) (T, error)) T {
+	f.reader.Reset(f.data[f.at:])
+	v, err := read(f.decoder)
+	f.at = len(f.data) - f.reader.Len()
+	f.check(err)
+	return v
+}
+
+// narrow takes the one byte of a value and returns the bits of it that mask covers.
+func (f *fields) narrow(mask byte) int {
+	c := f.data[f.at]
+	f.at++
+	return int(c & mask)
 }
 
 func isString(c byte) bool {
@@ -166,36 +182,49 @@ func (f *fields) blob(is func(byte) bool, what string, most int) []byte {
 	if f.err != nil {
 		return nil
 	}
-	if c := f.peek(); !is(c) {
+	c := f.peek()
+	if !is(c) {
 		f.fail("%s expected, code 0x%02x found", what, c)
 		return nil
 	}
-	n, err := f.decoder.DecodeBytesLen()
-	f.check(err)
+	n := f.bytesLen(c)
 	if f.err == nil && n > most {
 		f.err = fmt.Errorf("%w: %s of %d bytes, at most %d", ErrTooLarge, what, n, most)
 	}
 	return f.take(n)
 }
 
+// bytesLen reads the length of the string or the byte string whose code is c.
+func (f *fields) bytesLen(c byte) int {
+	if msgpcode.IsFixedString(c) {
+		return f.narrow(msgpcode.FixedStrMask)
+	}
+	return wide(f, (*msgpack.Decoder).DecodeBytesLen)
+}
+
 // count reads the length of the array or map that comes next.
-func (f *fields) count(is func(byte) bool, length func() (int, error), what string, most int) int {
+func (f *fields) count(is func(byte) bool, length func(*msgpack.Decoder) (int, error), what string, most int) int {
 	if f.err != nil {
 		return 0
 	}
-	if c := f.peek(); !is(c) {
+	c := f.peek()
+	if !is(c) {
 		f.fail("%s expected, code 0x%02x found", what, c)
 		return 0
 	}
-	n, err := length()
-	f.check(err)
+	var n int
+	if msgpcode.IsFixedArray(c) || msgpcode.IsFixedMap(c) {
+		n = f.narrow(msgpcode.FixedMapMask) // that of an array is the same
+	} else {
+		n = wide(f, length)
+	}
 	switch {
 	case f.err != nil:
 		return 0
 	case n < 0 || n > most:
 		f.err = fmt.Errorf("%w: %s of %d elements, at most %d", ErrTooLarge, what, n, most)
 		return 0
-	case n > f.reader.Len(): // every element takes a byte at least
+	case n > f.left(): // every element takes a byte at least
 		f.fail("%s of %d elements ends early", what, n)
 		return 0
 	}
@@ -203,11 +232,11 @@ func (f *fields) count(is func(byte) bool, length func() (int, error), what stri
 }
 
 func (f *fields) arrayLen(most int) int {
-	return f.count(isArray, f.decoder.DecodeArrayLen, "array", most)
+	return f.count(isArray, (*msgpack.Decoder).DecodeArrayLen, "array", most)
 }
 
 func (f *fields) mapLen(most int) int {
-	return f.count(isMap, f.decoder.DecodeMapLen, "map", most)
+	return f.count(isMap, (*msgpack.Decoder).DecodeMapLen, "map", most)
 }
 
 func (f *fields) readUint(most uint64) uint64 {
@@ -215,24 +244,30 @@ func (f *fields) readUint(most uint64) uint64 {
 		return 0
 	}
 	var v uint64
-	var err error
 	switch c := f.peek(); {
 	case isUnsigned(c):
-		v, err = f.decoder.DecodeUint64()
+		v = f.unsigned(c)
 	case isSigned(c):
-		var i int64
-		if i, err = f.decoder.DecodeInt64(); i < 0 {
+		i := wide(f, (*msgpack.Decoder).DecodeInt64)
+		if i < 0 {
 			f.fail("negative number")
 		}
 		v = uint64(i)
 	default:
 		f.fail("number expected, code 0x%02x found", c)
 	}
-	f.check(err)
 	if f.err == nil && v > most {
 		f.fail("number over %d", most)
 	}
 	return v
+}
+
+// unsigned reads the number whose code is c.
+func (f *fields) unsigned(c byte) uint64 {
+	if c <= msgpcode.PosFixedNumHigh {
+		return uint64(f.narrow(c))
+	}
+	return wide(f, (*msgpack.Decoder).DecodeUint64)
 }
 
 func (f *fields) readInt() int64 {
@@ -240,20 +275,18 @@ func (f *fields) readInt() int64 {
 		return 0
 	}
 	var v int64
-	var err error
 	switch c := f.peek(); {
 	case isUnsigned(c):
-		var u uint64
-		if u, err = f.decoder.DecodeUint64(); u > 1<<63-1 {
+		u := f.unsigned(c)
+		if u > 1<<63-1 {
 			f.fail("number over 63 bits")
 		}
 		v = int64(u)
 	case isSigned(c):
-		v, err = f.decoder.DecodeInt64()
+		v = wide(f, (*msgpack.Decoder).DecodeInt64)
 	default:
 		f.fail("number expected, code 0x%02x found", c)
 	}
-	f.check(err)
 	return v
 }
 
@@ -262,12 +295,12 @@ func (f *fields) readString(most int) string {
 	if f.err != nil || len(b) == 0 {
 		return ""
 	}
-	// Neither a word of the vocabulary nor the key that the last request named too costs an allocation.
-	if w, ok := words[string(b)]; ok {
-		return w
-	}
+	// Neither the key that the last request named too nor a word of the vocabulary costs an allocation.
 	if string(b) == f.last {
 		return f.last
+	}
+	if w, ok := words[string(b)]; ok {
+		return w
 	}
 	if !utf8.Valid(b) {
 		f.fail("string is not UTF-8")
@@ -287,11 +320,11 @@ func (f *fields) skip(depth int) {
 	}
 	switch c := f.peek(); {
 	case isString(c) || isBytes(c):
-		n, err := f.decoder.DecodeBytesLen()
-		f.check(err)
-		f.take(n)
-	case isUnsigned(c) || isSigned(c):
-		f.readAnyNumber(c)
+		f.take(f.bytesLen(c))
+	case isUnsigned(c):
+		f.unsigned(c)
+	case isSigned(c):
+		wide(f, (*msgpack.Decoder).DecodeInt64)
 	case c == msgpcode.True || c == msgpcode.False || c == msgpcode.Nil:
 		f.take(1)
 	case isArray(c) || isMap(c):
@@ -311,16 +344,6 @@ func (f *fields) skip(depth int) {
 	default: // float, ext and the unused code
 		f.fail("code 0x%02x is not allowed", c)
 	}
-}
-
-func (f *fields) readAnyNumber(c byte) {
-	if isUnsigned(c) {
-		_, err := f.decoder.DecodeUint64()
-		f.check(err)
-		return
-	}
-	_, err := f.decoder.DecodeInt64()
-	f.check(err)
 }
 
 // decodeMap reads a map into m.
@@ -348,8 +371,8 @@ func (f *fields) decodeMap(m Message) {
 
 // end refuses bytes after the message.
 func (f *fields) end() {
-	if f.err == nil && f.reader.Len() > 0 {
-		f.fail("%d bytes after the end", f.reader.Len())
+	if f.err == nil && f.left() > 0 {
+		f.fail("%d bytes after the end", f.left())
 	}
 }
 

@@ -12,9 +12,11 @@
 package proto
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 
+	"github.com/kmsd-project/kmsd/keystore/keyspec"
 	"github.com/vmihailenco/msgpack/v5/msgpcode"
 )
 
@@ -46,6 +48,14 @@ type Request struct {
 	Op      string
 	Params  []byte
 	Options Options
+
+	at int // of Params in the frame
+}
+
+// Move makes r alias a copy of its frame in place of the frame.
+func (r *Request) Move(frame []byte) {
+	r.Params = frame[r.at : r.at+len(r.Params) : r.at+len(r.Params)]
+	r.Options.RequestKey = bytes.Clone(r.Options.RequestKey)
 }
 
 // Response is a response whose result has not been decoded yet. Err is nil exactly when Result is not.
@@ -188,6 +198,7 @@ func ParseRequest(frame []byte) (Request, error) {
 	}
 	r.Op = f.readString(maxKey)
 	r.Params = f.rawMap()
+	r.at = f.at - len(r.Params)
 	if n == 5 {
 		r.Options = f.options()
 	}
@@ -242,7 +253,7 @@ func ParseResponse(frame []byte) (Response, error) {
 
 // rawMap returns the bytes of the map that comes next.
 func (f *fields) rawMap() []byte {
-	at := len(f.data) - f.reader.Len()
+	at := f.at
 	if f.err == nil && !isMap(f.peek()) {
 		f.fail("map expected, code 0x%02x found", f.peek())
 	}
@@ -250,8 +261,7 @@ func (f *fields) rawMap() []byte {
 	if f.err != nil {
 		return nil
 	}
-	end := len(f.data) - f.reader.Len()
-	return f.data[at:end:end]
+	return f.data[at:f.at:f.at]
 }
 
 // Decode decodes the params of a request into m, which must be zero. Byte fields of m alias params. Errors wrap
@@ -261,6 +271,22 @@ func Decode(params []byte, m Message) error { return decode(params, m, false) }
 // DecodeReply is Decode for the result of a response: keys it does not know are ignored. The params of hello are read
 // with it as well, because they come before a version has been agreed.
 func DecodeReply(result []byte, m Message) error { return decode(result, m, true) }
+
+// KeyOf returns the key that params name, or "" when they name none. What is wrong with them shows when they are decoded.
+func KeyOf(params []byte) string {
+	f := newDecoder(params, true)
+	defer f.free()
+	for n := f.mapLen(64); n > 0 && f.err == nil; n-- {
+		if string(f.blob(isString, "key", maxKey)) == "key" {
+			if key := f.readString(keyspec.MaxRef); f.err == nil {
+				return key
+			}
+			return ""
+		}
+		f.skip(maxDepth)
+	}
+	return ""
+}
 
 func decode(data []byte, m Message, lenient bool) error {
 	f := newDecoder(data, lenient)
