@@ -29,6 +29,9 @@ func TestModuleMisbehaves(t *testing.T) {
 		}
 		for _, function := range []string{"C_OpenSession", "C_Login", "C_Logout", "C_GetTokenInfo", "C_FindObjects", use} {
 			for _, how := range []string{"segv", "hang"} {
+				if how == "hang" && guard == pkcs11.Agreed && function != use {
+					continue // as with the other guard, and each takes a second
+				}
 				t.Run(strings.Join([]string{string(guard), function, how}, " "), func(t *testing.T) {
 					if err := s.unwrap(t.Context(), e, pin()); err != nil {
 						t.Fatalf("before: %v", err)
@@ -137,10 +140,10 @@ func TestLostSessionsAreMended(t *testing.T) {
 	}
 }
 
-// objects is how many objects are in the tokens.
+// objects is how many objects are in the tokens. SoftHSM names their files by an UUID.
 func (h *softHSM) objects(t *testing.T) int {
 	t.Helper()
-	all, err := filepath.Glob(filepath.Join(h.tokens(), "*", "*.object"))
+	all, err := filepath.Glob(filepath.Join(h.tokens(), "*", "*-*-*-*-*.object"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -43,7 +43,7 @@ func (t *Token) Generate(ctx context.Context, s enclave.Spec) (enclave.Blob, []b
 	left := make(chan struct{})
 	defer close(left)
 	go func() {
-		err := t.do(ctx, func(c *connection, session pkcs11.SessionHandle) error { return c.generate(session, a, may, k) })
+		err := t.doMaking(ctx, func(c *connection, session pkcs11.SessionHandle) error { return c.generate(session, a, may, k) })
 		select {
 		case done <- err:
 		case <-left:

@@ -34,7 +34,7 @@ func (t *Token) Wrap(ctx context.Context, secret, aad []byte) (enclave.Blob, err
 		return nil, unsupported("secret of %d bytes with %d of associated data", len(secret), len(aad))
 	}
 	var slot *driver.Slot
-	err := t.do(ctx, func(c *connection, s pkcs11.SessionHandle) error {
+	err := t.doMaking(ctx, func(c *connection, s pkcs11.SessionHandle) error {
 		if err := c.usable(); err != nil {
 			return err
 		}

@@ -37,8 +37,9 @@ const (
 //
 // Invariant: a session on which anything failed is closed, and never used again.
 type Token struct {
-	spec driver.Spec
-	gate gate
+	spec   driver.Spec
+	gate   gate
+	making chan struct{} // holds one token while a key is made: crypto11 has one session for that
 
 	// What follows is read by who is in the gate, and changed by who has it for himself.
 	closed  bool
@@ -58,7 +59,7 @@ func Open(ctx context.Context, s driver.Spec) (*Token, error) {
 	if _, err := checkModule(s.Module); err != nil {
 		return nil, err
 	}
-	t := &Token{spec: s, gate: newGate(parallel)}
+	t := &Token{spec: s, gate: newGate(parallel), making: make(chan struct{}, 1)}
 	t.info = enclave.Info{Kind: driver.Kind, Level: driver.Level, Binding: s.Serial, NeedsYou: true}
 	t.do(ctx, func(*connection, pkcs11.SessionHandle) error { return nil }) // learns who the token is, if it is there
 	return t, nil
@@ -107,6 +108,15 @@ func (t *Token) do(ctx context.Context, f func(*connection, pkcs11.SessionHandle
 			return translate(err)
 		}
 	}
+}
+
+// doMaking is do for what makes a key. Whoever waits for the other keys to be made has no place in the gate.
+func (t *Token) doMaking(ctx context.Context, f func(*connection, pkcs11.SessionHandle) error) error {
+	if err := take(ctx, t.making); err != nil {
+		return err
+	}
+	defer func() { <-t.making }()
+	return t.do(ctx, f)
 }
 
 // enter returns the connection, made if need be, with one place in the gate.

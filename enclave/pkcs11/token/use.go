@@ -314,4 +314,3 @@ func peerPoint(spki []byte, ours crypto.PublicKey) ([]byte, error) {
 	}
 	return nil, unsupported("the public key of the peer is on another curve")
 }
-
