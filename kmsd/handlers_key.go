@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/kmsd-project/kmsd/ipc/proto"
@@ -19,7 +20,7 @@ func handleKeyCreate(c *call) (proto.Message, error) {
 	if err != nil {
 		return nil, err
 	}
-	return keyReply(c.daemon.engine.Create(c.ctx, &c.session.who, n, c.request.Options.RequestKey))
+	return c.keyReply(c.daemon.engine.Create(c.ctx, &c.session.who, n, c.request.Options.RequestKey))
 }
 
 func handleKeyImportBegin(c *call) (proto.Message, error) {
@@ -47,12 +48,12 @@ func handleKeyImport(c *call) (proto.Message, error) {
 	}
 	e, who, requestKey := c.daemon.engine, &c.session.who, c.request.Options.RequestKey
 	if len(in.Material) > 0 {
-		return keyReply(e.Import(c.ctx, who, n, in.Material, requestKey))
+		return c.keyReply(e.Import(c.ctx, who, n, in.Material, requestKey))
 	}
 	if len(in.Token) != len(engine.ImportToken{}) {
 		return nil, invalid("token is not one of key_import_begin")
 	}
-	return keyReply(e.ImportWrapped(c.ctx, who, n, in.Wrapped, engine.ImportToken(in.Token), requestKey))
+	return c.keyReply(e.ImportWrapped(c.ctx, who, n, in.Wrapped, engine.ImportToken(in.Token), requestKey))
 }
 
 func handleKeyGet(c *call) (proto.Message, error) {
@@ -60,7 +61,7 @@ func handleKeyGet(c *call) (proto.Message, error) {
 	if err != nil {
 		return nil, err
 	}
-	return keyReply(c.daemon.engine.Get(c.ctx, &c.session.who, ref.Name))
+	return c.keyReply(c.daemon.engine.Get(c.ctx, &c.session.who, ref.Name))
 }
 
 // listSpace is what of a frame the keys on one page may take, in bytes.
@@ -148,7 +149,7 @@ func handleKeySet(c *call) (proto.Message, error) {
 	if err != nil {
 		return nil, err
 	}
-	return keyReply(c.daemon.engine.Set(c.ctx, &c.session.who, name, &engine.Settings{
+	return c.keyReply(c.daemon.engine.Set(c.ctx, &c.session.who, name, &engine.Settings{
 		Labels: in.Labels, MinVersion: keyspec.Version(in.MinVersion), Keep: in.Keep, Uses: in.Uses,
 	}))
 }
@@ -166,7 +167,7 @@ func handleKeyRotate(c *call) (proto.Message, error) {
 	if err != nil {
 		return nil, err
 	}
-	return keyReply(c.daemon.engine.Rotate(c.ctx, &c.session.who, name, notBefore, expires, none))
+	return c.keyReply(c.daemon.engine.Rotate(c.ctx, &c.session.who, name, notBefore, expires, none))
 }
 
 func handleKeySuspend(c *call) (proto.Message, error) {
@@ -174,7 +175,7 @@ func handleKeySuspend(c *call) (proto.Message, error) {
 	if err != nil {
 		return nil, err
 	}
-	return keyReply(c.daemon.engine.Suspend(c.ctx, &c.session.who, ref))
+	return c.keyReply(c.daemon.engine.Suspend(c.ctx, &c.session.who, ref))
 }
 
 func handleKeyResume(c *call) (proto.Message, error) {
@@ -182,7 +183,7 @@ func handleKeyResume(c *call) (proto.Message, error) {
 	if err != nil {
 		return nil, err
 	}
-	return keyReply(c.daemon.engine.Resume(c.ctx, &c.session.who, ref))
+	return c.keyReply(c.daemon.engine.Resume(c.ctx, &c.session.who, ref))
 }
 
 func handleKeyRevoke(c *call) (proto.Message, error) {
@@ -200,7 +201,7 @@ func handleKeyRevoke(c *call) (proto.Message, error) {
 			return nil, err
 		}
 	}
-	return keyReply(c.daemon.engine.Revoke(c.ctx, &c.session.who, ref, reason))
+	return c.keyReply(c.daemon.engine.Revoke(c.ctx, &c.session.who, ref, reason))
 }
 
 func handleKeyDestroy(c *call) (proto.Message, error) {
@@ -216,12 +217,12 @@ func handleKeyDestroy(c *call) (proto.Message, error) {
 		if in.DelaySeconds != 0 {
 			return nil, invalid("now and a delay")
 		}
-		return keyReply(c.daemon.engine.DestroyNow(c.ctx, &c.session.who, ref))
+		return c.keyReply(c.daemon.engine.DestroyNow(c.ctx, &c.session.who, ref))
 	}
 	if in.DelaySeconds > uint64(engine.MaxDestroyDelay/time.Second) {
 		return nil, invalid("delay is over a year")
 	}
-	return keyReply(c.daemon.engine.Destroy(c.ctx, &c.session.who, ref, time.Duration(in.DelaySeconds)*time.Second))
+	return c.keyReply(c.daemon.engine.Destroy(c.ctx, &c.session.who, ref, time.Duration(in.DelaySeconds)*time.Second))
 }
 
 func handleKeyDestroyCancel(c *call) (proto.Message, error) {
@@ -229,7 +230,7 @@ func handleKeyDestroyCancel(c *call) (proto.Message, error) {
 	if err != nil {
 		return nil, err
 	}
-	return keyReply(c.daemon.engine.DestroyCancel(c.ctx, &c.session.who, ref))
+	return c.keyReply(c.daemon.engine.DestroyCancel(c.ctx, &c.session.who, ref))
 }
 
 func handlePublic(c *call) (proto.Message, error) {
@@ -285,7 +286,7 @@ func newKey(in *proto.KeyCreate) (*engine.NewKey, error) {
 	return &engine.NewKey{
 		Name: name, Algorithm: algorithm, Usages: usages, Protection: keyspec.Protection(in.Protection),
 		NotBefore: notBefore, Expires: expires, NoExpiry: none, Exportable: in.Exportable, Labels: in.Labels,
-		Profile: in.Profile, Keep: in.Keep, UsableVia: in.UsableVia, Durable: in.Durable, Escrow: engine.Escrow(in.Escrow),
+		Profile: in.Profile, Keep: in.Keep, UsableVia: in.UsableVia, Durable: in.Durable, Escrow: keyspec.Escrow(in.Escrow),
 		Uses: in.Uses,
 	}, nil
 }
@@ -307,11 +308,22 @@ func validity(notBefore, expires int64) (from, until time.Time, none bool, err e
 }
 
 // keyReply is the result of operations that return a key.
-func keyReply(key *keystore.Key, err error) (proto.Message, error) {
+func (c *call) keyReply(key *keystore.Key, err error) (proto.Message, error) {
 	if err != nil {
 		return nil, err
 	}
-	return keyInfo(key), nil
+	info := keyInfo(key)
+	if key.Protection != keyspec.Software && key.Name.IsModule() {
+		escrow := c.daemon.engine.NamespaceEscrow(key.Name)
+		info.Escrow = string(escrow)
+		switch escrow {
+		case keyspec.EscrowNone:
+			info.Warnings = append(info.Warnings, fmt.Sprintf("the keys %s/... open with this device only, and die with it: no backup can bring them back", key.Name))
+		case keyspec.EscrowRecipients:
+			info.Warnings = append(info.Warnings, fmt.Sprintf("the keys %s/... open with this device only, or by the escrow recipients from a backup", key.Name))
+		}
+	}
+	return info, nil
 }
 
 // keyInfo describes a key to a client.

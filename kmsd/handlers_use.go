@@ -149,7 +149,7 @@ func handleUnwrap(c *call) (proto.Message, error) {
 	if err != nil {
 		return nil, err
 	}
-	return keyReply(c.daemon.engine.Unwrap(c.ctx, &c.session.who, ref, in.Wrapped, n, c.request.Options.RequestKey))
+	return c.keyReply(c.daemon.engine.Unwrap(c.ctx, &c.session.who, ref, in.Wrapped, n, c.request.Options.RequestKey))
 }
 
 func handleAgree(c *call) (proto.Message, error) {
@@ -161,7 +161,7 @@ func handleAgree(c *call) (proto.Message, error) {
 	if err != nil {
 		return nil, err
 	}
-	return keyReply(c.daemon.engine.Agree(c.ctx, &c.session.who, ref, in.Peer, in.Salt, in.Info, n, c.request.Options.RequestKey))
+	return c.keyReply(c.daemon.engine.Agree(c.ctx, &c.session.who, ref, in.Peer, in.Salt, in.Info, n, c.request.Options.RequestKey))
 }
 
 func handleDerive(c *call) (proto.Message, error) {
@@ -173,7 +173,7 @@ func handleDerive(c *call) (proto.Message, error) {
 	if err != nil {
 		return nil, err
 	}
-	return keyReply(c.daemon.engine.Derive(c.ctx, &c.session.who, ref, in.Salt, in.Info, n, c.request.Options.RequestKey))
+	return c.keyReply(c.daemon.engine.Derive(c.ctx, &c.session.who, ref, in.Salt, in.Info, n, c.request.Options.RequestKey))
 }
 
 func refAndNew(key string, in *proto.KeyCreate) (keyspec.Ref, *engine.NewKey, error) {

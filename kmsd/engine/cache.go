@@ -151,36 +151,40 @@ func (u *use) secret() (*mechanism.Key, error) {
 	if u.key.Protection != keyspec.Software {
 		return u.resident()
 	}
-	return u.parsed(u.store, u.key, u.version.Number, u.now)
+	return u.parsed(u.key, u.version.Number)
 }
 
-func (e *Engine) parsed(s *keystore.Store, key *keystore.Key, number keyspec.Version, now time.Time) (*mechanism.Key, error) {
-	e.touch()
+func (u *use) parsed(key *keystore.Key, number keyspec.Version) (*mechanism.Key, error) {
+	u.touch()
 	ref := keyspec.Ref{Name: key.Name, Version: number}
-	if k, ok := e.secrets.get(ref, now); ok {
+	if k, ok := u.secrets.get(ref, u.now); ok {
 		return k, nil
 	}
 	row, err := mechanism.Lookup(key.Algorithm)
 	if err != nil {
 		return nil, err
 	}
-	if err := e.tests.passed(row); err != nil {
+	if err := u.tests.passed(row); err != nil {
 		return nil, err
 	}
-	generation := e.generation.Load()
+	generation := u.generation.Load()
 	var parsed *mechanism.Key
-	err = withMaterial(s, ref, func(b []byte) (err error) {
+	err = u.withMaterial(ref, func(b []byte) (err error) {
 		parsed, err = row.Load(b)
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	e.secrets.put(ref, parsed, now, func() bool { return e.generation.Load() == generation })
+	u.secrets.put(ref, parsed, u.now, func() bool { return u.generation.Load() == generation })
 	return parsed, nil
 }
 
 // withMaterial calls f with the material of a key version, on a stack that is erased afterwards, and wipes it.
+func (u *use) withMaterial(ref keyspec.Ref, f func([]byte) error) error {
+	return u.withNamespace(ref.Name, func() error { return withMaterial(u.store, ref, f) })
+}
+
 func withMaterial(s *keystore.Store, ref keyspec.Ref, f func([]byte) error) (err error) {
 	secmem.Do(func() {
 		buf := make([]byte, keystore.KeyMaterial)
@@ -264,7 +268,8 @@ func (e *Engine) runJanitor(ctx context.Context) {
 		}
 		_, leftPublics := e.publics.sweep(now.Add(-e.idle))
 		_, leftResidents := e.residents.sweep(now.Add(-e.idle))
-		if idle && due == 0 && left+leftKeys+leftPublics+leftResidents == 0 {
+		leftSpaces := e.closeIdle(now.Add(-e.idle))
+		if idle && due == 0 && left+leftKeys+leftPublics+leftResidents+leftSpaces == 0 {
 			e.asleep.Store(true)
 			if e.activity.Load() == seen {
 				continue // until touched

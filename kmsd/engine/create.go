@@ -31,9 +31,9 @@ type NewKey struct {
 	Profile    string // empty or mosip-module
 	Keep       uint32 // versions kept when rotating; 0: all
 	UsableVia  []string
-	Durable    bool   // each use is in the audit on disk before it is answered
-	Escrow     Escrow // of a module key that is made in a device; empty: EscrowRecipients
-	Uses       uint64 // how often the key may be used; 0: no limit
+	Durable    bool           // each use is in the audit on disk before it is answered
+	Escrow     keyspec.Escrow // of a module key that is made in a device; empty: the recipients, if the store has any
+	Uses       uint64         // how often the key may be used; 0: no limit
 }
 
 // Limits of a key's description, beside those of keyspec.
@@ -84,7 +84,7 @@ func (e *Engine) create(ctx context.Context, c *Caller, a *act, n *NewKey, origi
 		if _, err := u.store.Get(n.Name); len(requestKey) == 0 && err == nil {
 			return keystore.ErrExists
 		}
-		created, err = u.make(key, row, requestKey, secret)
+		created, err = u.make(key, row, n.Escrow, requestKey, secret)
 		return err
 	})
 	if err != nil {
@@ -172,7 +172,9 @@ func (u *use) validity(usages []keyspec.Usage, notBefore, expires time.Time, noE
 }
 
 // make commits a new key with its material.
-func (u *use) make(key *keystore.Key, row *mechanism.Row, requestKey []byte, secret func(*use, *mechanism.Row) ([]byte, error)) (*keystore.Key, error) {
+func (u *use) make(key *keystore.Key, row *mechanism.Row, escrow keyspec.Escrow, requestKey []byte,
+	secret func(*use, *mechanism.Row) ([]byte, error),
+) (*keystore.Key, error) {
 	ch := keystore.Change{Key: key}
 	commit := keystore.Commit{}
 	if len(requestKey) > 0 {
@@ -182,8 +184,11 @@ func (u *use) make(key *keystore.Key, row *mechanism.Row, requestKey []byte, sec
 	err := u.withNew(key, v.Number, row, secret, func(b []byte, spki []byte) error {
 		ch.Material = map[keyspec.Version][]byte{v.Number: b}
 		u.setPublic(&ch, v, spki)
-		commit.Changes = []keystore.Change{ch}
-		return u.commit(commit)
+		return u.withGuard(key, escrow, func(g *keystore.NamespaceGuard) error {
+			ch.Guard = g
+			commit.Changes = []keystore.Change{ch}
+			return u.commit(commit)
+		})
 	})
 	var duplicate *keystore.DuplicateError
 	if errors.As(err, &duplicate) {

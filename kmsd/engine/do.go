@@ -338,7 +338,7 @@ func (u *use) commit(c keystore.Commit) error {
 	}
 	c.Audit = sealed
 	gone := u.goners(c.Changes)
-	err = u.store.Apply(u.ctx, c)
+	err = u.withNamespace(changedName(c.Changes), func() error { return u.store.Apply(u.ctx, c) })
 	u.changed(c.Changes)
 	if err == nil {
 		u.recorded = true

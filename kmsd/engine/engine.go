@@ -60,6 +60,8 @@ type Engine struct {
 	devices   Devices
 	gates     gates
 	residents *lru[keyspec.Ref, *loaded]
+	spaces    namespaces
+	openings  stripes
 
 	counters counters
 	writers  stripes
@@ -167,6 +169,7 @@ func (e *Engine) forget() {
 	e.secrets.clear()
 	e.publics.clear()
 	e.residents.clear()
+	e.spaces.clear()
 	e.imports.clear()
 	e.touch()
 }

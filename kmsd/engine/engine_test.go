@@ -53,6 +53,16 @@ type house struct {
 
 func newHouse(t testing.TB) *house {
 	t.Helper()
+	return newHouseWithEscrow(t)
+}
+
+func testSlots() []keystore.NewSlot {
+	return []keystore.NewSlot{{UUID: [16]byte{1}, Kind: "test", Label: "test", Secret: bytes.Repeat([]byte{1}, 32), Blob: []byte("blob")}}
+}
+
+// newHouseWithEscrow is newHouse for a store with escrow recipients.
+func newHouseWithEscrow(t testing.TB, recipients ...string) *house {
+	t.Helper()
 	dir := t.TempDir()
 	if err := os.Chmod(dir, 0o700); err != nil {
 		t.Fatal(err)
@@ -61,9 +71,7 @@ func newHouse(t testing.TB) *house {
 		t: t, dir: dir, clock: &clock{now: time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)},
 		app: &Caller{UID: owner, GID: 1, PID: 100}, admin: &Caller{UID: owner, GID: 1, PID: 100, Admin: true},
 	}
-	s, err := keystore.Create(t.Context(), h.config(), []keystore.NewSlot{{
-		UUID: [16]byte{1}, Kind: "test", Label: "test", Secret: bytes.Repeat([]byte{1}, 32), Blob: []byte("blob"),
-	}}, nil)
+	s, err := keystore.Create(t.Context(), h.config(), testSlots(), recipients)
 	if err != nil {
 		t.Fatal(err)
 	}

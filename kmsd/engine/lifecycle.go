@@ -386,16 +386,22 @@ func (e *Engine) Rotate(ctx context.Context, c *Caller, name keyspec.Name, notBe
 		if err != nil {
 			return err
 		}
-		number := rehearsal.Versions[len(rehearsal.Versions)-1].Number
+		number := newest(&rehearsal)
 		return u.withNew(&rehearsal, number, row, nil, func(b, spki []byte) error {
-			after, err = u.change(name, func(key *keystore.Key) (*keystore.Change, error) {
-				ch, err := u.rotated(key, b, spki, notBefore, expires, noExpiry)
-				if err == nil && key.Protection != keyspec.Software && key.Versions[len(key.Versions)-1].Number != number {
-					return nil, fmt.Errorf("%w: %s was rotated meanwhile", keystore.ErrConflict, name) // what was made is bound to its number
-				}
-				return ch, err
+			return u.withGuard(&rehearsal, "", func(g *keystore.NamespaceGuard) error {
+				after, err = u.change(name, func(key *keystore.Key) (*keystore.Change, error) {
+					ch, err := u.rotated(key, b, spki, notBefore, expires, noExpiry)
+					if err != nil {
+						return nil, err
+					}
+					if key.Protection != keyspec.Software && newest(key) != number {
+						return nil, fmt.Errorf("%w: %s was rotated meanwhile", keystore.ErrConflict, name) // what was made is bound to its number
+					}
+					ch.Guard = g
+					return ch, nil
+				})
+				return err
 			})
-			return err
 		})
 	})
 	if err != nil {

@@ -127,12 +127,17 @@ func (u *use) resident() (*mechanism.Key, error) {
 	if err != nil {
 		return nil, err
 	}
+	return u.residentAt(l, u.key.Name)
+}
+
+// residentAt finds the device of a resident key.
+func (u *use) residentAt(l *loaded, name keyspec.Name) (*mechanism.Key, error) {
 	d, err := u.device(l.protection, l.record.location, l.record.binding)
 	if err != nil {
 		return nil, err
 	}
 	if l.record.binding != "" && d.Binding != "" && l.record.binding != d.Binding {
-		return nil, &enclave.Error{Kind: enclave.ErrReplaced, Detail: fmt.Sprintf("%s is in another device than the one at %s", u.key.Name, d.Location),
+		return nil, &enclave.Error{Kind: enclave.ErrReplaced, Detail: fmt.Sprintf("%s is in another device than the one at %s", name, d.Location),
 			Remedy: "connect the device that the key was made in; a key that was in a device that is gone is lost"}
 	}
 	return l.row.Resident(l.public, &deviceKey{use: u, device: d, blob: l.record.blob, bound: l.bound})
@@ -167,12 +172,15 @@ func (u *use) loadResident(key *keystore.Key, number keyspec.Version) (*loaded, 
 	return l, nil
 }
 
-func (u *use) residentRecord(ref keyspec.Ref) (*residentKey, error) {
-	b, err := u.store.Material(ref, make([]byte, keystore.MaxMaterial))
-	if err != nil {
-		return nil, err
-	}
-	return decodeResident(b)
+func (u *use) residentRecord(ref keyspec.Ref) (r *residentKey, err error) {
+	err = u.withNamespace(ref.Name, func() error {
+		b, err := u.store.Material(ref, make([]byte, keystore.MaxMaterial))
+		if err == nil {
+			r, err = decodeResident(b)
+		}
+		return err
+	})
+	return r, err
 }
 
 // device returns the device that a key is in or, for an empty location, the one for new keys.
@@ -266,22 +274,26 @@ func Can(list []enclave.Mechanism, row *mechanism.Row, usages []keyspec.Usage) b
 	return len(row.PrivateUsages(usages)) > 0
 }
 
-// withResident calls f with the record and the public half of a new key version that was made in a device. If nothing comes of it,
-// the device is told to forget the key.
-func (u *use) withResident(key *keystore.Key, number keyspec.Version, row *mechanism.Row, f func(record, spki []byte) error) error {
-	location, binding := "", ""
-	if n := len(key.Versions); number > 1 && n > 0 { // in the device that has the versions before
-		for i := n - 1; i >= 0 && location == ""; i-- {
-			if v := &key.Versions[i]; v.Number < number && v.State != keyspec.Destroyed {
-				l, err := u.loadResident(key, v.Number)
-				if err != nil {
-					return err
-				}
-				location, binding = l.record.location, l.record.binding
+// newest returns the number of the newest version of a key.
+func newest(key *keystore.Key) keyspec.Version { return key.Versions[len(key.Versions)-1].Number }
+
+// deviceFor returns the device that a new version of a key is to be made in: the one that has the versions before, if there are any.
+func (u *use) deviceFor(key *keystore.Key, number keyspec.Version) (Device, error) {
+	for i := len(key.Versions) - 1; i >= 0; i-- {
+		if v := &key.Versions[i]; v.Number < number && v.State != keyspec.Destroyed {
+			l, err := u.loadResident(key, v.Number)
+			if err != nil {
+				return Device{}, err
 			}
+			return u.device(key.Protection, l.record.location, l.record.binding)
 		}
 	}
-	d, err := u.device(key.Protection, location, binding)
+	return u.device(key.Protection, "", "")
+}
+
+// withResident calls f with the record and the public half of a new key version that was made in a device.
+func (u *use) withResident(key *keystore.Key, number keyspec.Version, row *mechanism.Row, f func(record, spki []byte) error) error {
+	d, err := u.deviceFor(key, number)
 	if err != nil {
 		return err
 	}
@@ -293,23 +305,29 @@ func (u *use) withResident(key *keystore.Key, number keyspec.Version, row *mecha
 		return &enclave.Error{Kind: enclave.ErrUnsupported, Detail: fmt.Sprintf("the device at %s has no %s keys for %s", d.Location, key.Algorithm, join(key.Usages)),
 			Remedy: "it has " + describe(list)}
 	}
-	ref := keyspec.Ref{Name: key.Name, Version: number}
-	spec := enclave.Spec{Algorithm: key.Algorithm, Usages: key.Usages, AAD: boundTo(u.store, ref)}
+	_, err = u.generate(&d, row, key.Usages, keyspec.Ref{Name: key.Name, Version: number}, f)
+	return err
+}
+
+// generate makes a key in a device, bound to ref, tries it, and calls f with its record and its public half. If nothing comes of it, the
+// device is told to forget the key.
+func (u *use) generate(d *Device, row *mechanism.Row, usages []keyspec.Usage, ref keyspec.Ref, f func(record, spki []byte) error) (enclave.Blob, error) {
+	spec := enclave.Spec{Algorithm: row.Algorithm, Usages: usages, AAD: boundTo(u.store, ref)}
 	rand.Read(spec.ID[:])
 	var blob enclave.Blob
 	var spki []byte
-	err = u.inDevice(&d, generateTime, func(ctx context.Context) error {
+	err := u.inDevice(d, generateTime, func(ctx context.Context) (err error) {
 		blob, spki, err = d.Resident.Generate(ctx, spec)
 		return err
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	err = u.accept(&d, row, key.Usages, blob, spki, spec.AAD, f)
+	err = u.accept(d, row, usages, blob, spki, spec.AAD, f)
 	if err != nil && !errors.Is(err, keystore.ErrStorage) { // after that error the commit may be there after all
-		u.abandon(&d, blob)
+		u.abandon(d, blob)
 	}
-	return err
+	return blob, err
 }
 
 // accept tries a key that a device has made, and has f commit it.
@@ -384,8 +402,17 @@ func (u *use) bury(list []gone) {
 
 // checkResident refuses what a key cannot be that is made in a device.
 func checkResident(n *NewKey, origin keyspec.Origin) error {
+	resident := n.Protection != "" && n.Protection != keyspec.Software
+	if n.Escrow != "" {
+		if _, err := keyspec.ParseEscrow(string(n.Escrow)); err != nil {
+			return fmt.Errorf("%w: %w", ErrInput, err)
+		}
+		if !resident || !n.Name.IsModule() {
+			return fmt.Errorf("%w: escrow is for a module key (a name of one segment) in a tpm or hsm", ErrInput)
+		}
+	}
 	switch {
-	case n.Protection == "" || n.Protection == keyspec.Software:
+	case !resident:
 		return nil
 	case n.Protection != keyspec.TPM && n.Protection != keyspec.HSM:
 		return fmt.Errorf("%w: protection %q", ErrInput, n.Protection)

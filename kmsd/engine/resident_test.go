@@ -26,6 +26,7 @@ import (
 type token struct {
 	*enclavetest.Memory
 	parallel int
+	without  keyspec.Usage // that it does not have
 
 	mu     sync.Mutex
 	keys   map[string][]byte // material by blob
@@ -173,7 +174,7 @@ func (k *token) Mechanisms(ctx context.Context) ([]enclave.Mechanism, error) {
 	var list []enclave.Mechanism
 	for _, row := range mechanism.Table() {
 		for _, u := range row.PrivateUsages(row.Usages) {
-			if u == keyspec.Derive || row.Algorithm == keyspec.RSA4096 {
+			if u == keyspec.Derive || u == k.without || row.Algorithm == keyspec.RSA4096 {
 				continue
 			}
 			list = append(list, enclave.Mechanism{Algorithm: row.Algorithm, Usage: u})

@@ -109,7 +109,7 @@ func (e *Engine) MACVerify(ctx context.Context, c *Caller, ref keyspec.Ref, data
 }
 
 // Peek returns what it takes to choose a lane: the mechanism of a key that is in the cache, or nil, whether this use of it may
-// wait for the disk, and for a resident key, in the cache or not, where it is.
+// wait for the disk, and the kind of device that it takes: of a resident key, or of one in a namespace that a device has to open first.
 //
 // Invariant: for a key that the caller has no grant for it returns the same as for one that does not exist, since the time
 // that an answer takes depends on the lane.
@@ -130,9 +130,17 @@ func (e *Engine) Peek(c *Caller, op string, name keyspec.Name) (row *mechanism.R
 			key, _ = e.metadata(s, name, e.now())
 		}
 	}
-	if key != nil && key.Protection != keyspec.Software {
+	switch {
+	case key == nil:
+		return nil, seals, ""
+	case key.Protection != keyspec.Software:
 		device = key.Protection
-	} else if !cached {
+	case e.devices != nil && !name.IsModule():
+		if _, parsed := e.secrets.peek(keyspec.Ref{Name: name, Version: current(key, e.now())}); !parsed {
+			device = e.guardian(name)
+		}
+	}
+	if device == "" && !cached {
 		return nil, seals, ""
 	}
 	row, err := mechanism.Lookup(key.Algorithm)

@@ -43,7 +43,7 @@ func (e *Engine) Wrap(ctx context.Context, c *Caller, ref, target keyspec.Ref) (
 		if err != nil {
 			return err
 		}
-		return withMaterial(u.store, keyspec.Ref{Name: key.Name, Version: v.Number}, func(b []byte) error {
+		return u.withMaterial(keyspec.Ref{Name: key.Name, Version: v.Number}, func(b []byte) error {
 			plain, err := row.Export(b)
 			if err != nil {
 				return err
