@@ -15,7 +15,7 @@ const (
 	maxAudit      = 64 << 10
 	maxRequestKey = 4 << 10
 	maxChanges    = 10_000
-	maxAliases    = 64
+	maxAliases    = 64 // of one version, besides those that follow from its public part
 	maxAliasValue = 256
 )
 
@@ -194,61 +194,18 @@ func (s *Store) sealChange(p *preparedChange, c *Change) error {
 	}
 	defer clear(meta.dek[:])
 
-	erase, err := compareVersions(&next, old, c)
-	if err != nil {
+	if err := compareVersions(&next, old, c); err != nil {
 		return err
 	}
-	p.erased = len(erase)
-	p.bump = len(erase) > 0
 	context := recordContext{store: s.storeID, revision: next.Revision, generation: s.header.Load().generation}
 	for i := range next.Versions {
 		v := &next.Versions[i]
-		before := old.version(v.Number)
-		key := id.at(v.Number)
-		if before != nil && withdrawn(before, v) {
-			p.bump = true // an older copy of the store would undo it
+		if err := s.sealVersion(p, v, old.version(v.Number), &meta, c, context); err != nil {
+			return fmt.Errorf("%s@%d: %w", next.Name, v.Number, err)
 		}
-		switch material, ok := c.Material[v.Number]; {
-		case slices.Contains(erase, v.Number):
-			p.entries = append(p.entries, entry{key: key, revision: next.Revision, flags: entryDestroyed})
-			p.puts = append(p.puts, put{bucket: bucketMaterial, key: key[:]})
-		case ok:
-			x, blob, err := s.sealMaterial(next.Name, key, context, material)
-			if err != nil {
-				return err
-			}
-			p.entries = append(p.entries, x)
-			p.puts = append(p.puts, put{bucket: bucketMaterial, key: key[:], value: blob})
-		case before == nil: // born destroyed
-			p.entries = append(p.entries, entry{key: key, revision: next.Revision, flags: entryDestroyed})
-		}
-		public, ok := c.Public[v.Number]
-		if !ok && before != nil {
-			v.public = before.public
-			v.SPKISHA256 = before.SPKISHA256
-			continue
-		}
-		payload := public.encode()
-		if len(payload) > MaxPublic {
-			return fmt.Errorf("%w: public part of %s", ErrTooLarge, next.Name)
-		}
-		v.public = next.Revision
-		v.SPKISHA256 = [32]byte{}
-		if len(public.SPKI) > 0 {
-			v.SPKISHA256 = sha256.Sum256(public.SPKI)
-		}
-		if before != nil {
-			p.puts = append(p.puts, s.withoutAliases(&meta, before)...)
-		}
-		context.kind, context.key = kindPublic, key
-		p.puts = append(p.puts, put{bucket: bucketPublic, key: key[:], value: sealRecord(meta.dek[:], context, payload)})
-		p.puts = append(p.puts, s.publicAliases(key, &public)...)
 	}
-	for _, a := range c.Aliases {
-		if next.version(a.Version) == nil || a.Kind == "" || len(a.Kind) > maxWord || len(a.Value) == 0 || len(a.Value) > maxAliasValue || len(c.Aliases) > maxAliases {
-			return fmt.Errorf("%w: alias of %s", ErrInvalid, next.Name)
-		}
-		p.puts = append(p.puts, s.alias(a.Kind, a.Value, id.at(a.Version)))
+	if err := s.addAliases(p, &next, c.Aliases); err != nil {
+		return err
 	}
 	if next.Name.IsModule() {
 		if err := s.sealWrapping(p, &next, old, &meta, c, context); err != nil {
@@ -265,24 +222,82 @@ func (s *Store) sealChange(p *preparedChange, c *Change) error {
 	return nil
 }
 
+// sealVersion does for one version of the key what sealChange does for the key. before is what the version was, nil for a new one.
+func (s *Store) sealVersion(p *preparedChange, v, before *Version, meta *entry, c *Change, context recordContext) error {
+	key := p.meta.id().at(v.Number)
+	isDestroyed := v.State == keyspec.Destroyed
+	destroyed := isDestroyed && before != nil && before.State != keyspec.Destroyed
+	switch material, ok := c.Material[v.Number]; {
+	case ok:
+		x, blob, err := s.sealMaterial(p.name, key, context, material)
+		if err != nil {
+			return err
+		}
+		p.entries = append(p.entries, x)
+		p.puts = append(p.puts, put{bucket: bucketMaterial, key: key[:], value: blob})
+	case destroyed:
+		// Invariant: a destroyed version has no data key.
+		p.entries = append(p.entries, entry{key: key, revision: context.revision, flags: entryDestroyed})
+		p.puts = append(p.puts, put{bucket: bucketMaterial, key: key[:]})
+		p.erased++
+		p.bump = true
+	case before == nil: // born destroyed
+		p.entries = append(p.entries, entry{key: key, revision: context.revision, flags: entryDestroyed})
+	}
+	public, hasPublic := c.Public[v.Number]
+	v.aliases = nil
+	if before != nil {
+		v.public, v.SPKISHA256, v.aliases = before.public, before.SPKISHA256, before.aliases
+		if withdrawn(before, v) {
+			p.bump = true // an older copy of the store would undo it
+		}
+		if hasPublic || destroyed {
+			p.puts = append(p.puts, s.withoutAliases(meta, before)...)
+		}
+		if destroyed {
+			for _, a := range before.aliases {
+				p.puts = append(p.puts, s.aliasAt(a, key).removed())
+			}
+			v.aliases = nil
+		}
+		if !hasPublic {
+			return nil
+		}
+	}
+	payload := public.encode()
+	if len(payload) > MaxPublic {
+		return fmt.Errorf("%w: public part", ErrTooLarge)
+	}
+	v.public, v.SPKISHA256 = context.revision, [32]byte{}
+	if len(public.SPKI) > 0 {
+		v.SPKISHA256 = sha256.Sum256(public.SPKI)
+	}
+	context.kind, context.key = kindPublic, key
+	p.puts = append(p.puts, put{bucket: bucketPublic, key: key[:], value: sealRecord(meta.dek[:], context, payload)})
+	if !isDestroyed {
+		p.puts = append(p.puts, s.publicAliases(key, &public)...)
+	}
+	return nil
+}
+
 // withdrawn reports whether a version was taken out of use: suspended, or revoked for whatever reason.
 func withdrawn(before, after *Version) bool {
 	return before.State != after.State && (after.State == keyspec.Suspended || after.State == keyspec.Compromised) ||
 		!after.Revoked.IsZero() && !after.Revoked.Equal(before.Revoked)
 }
 
-// compareVersions checks that next may follow old, and returns the versions whose data keys have to go.
-func compareVersions(next, old *metadata, c *Change) (erase []keyspec.Version, err error) {
+// compareVersions checks that next may follow old.
+func compareVersions(next, old *metadata, c *Change) error {
 	bad := func(n keyspec.Version, text string) error {
 		return fmt.Errorf("%w: %s@%d %s", ErrInvalid, next.Name, n, text)
 	}
 	if old.Name != "" && (old.Name != next.Name || old.Algorithm != next.Algorithm) {
-		return nil, fmt.Errorf("%w: name and algorithm of %s are fixed", ErrInvalid, old.Name)
+		return fmt.Errorf("%w: name and algorithm of %s are fixed", ErrInvalid, old.Name)
 	}
 	for i := range old.Versions {
 		v := &old.Versions[i]
 		if next.version(v.Number) == nil && v.State != keyspec.Destroyed {
-			return nil, bad(v.Number, "is left out, but not destroyed")
+			return bad(v.Number, "is left out, but not destroyed")
 		}
 	}
 	for i := range next.Versions {
@@ -291,37 +306,35 @@ func compareVersions(next, old *metadata, c *Change) (erase []keyspec.Version, e
 		_, hasMaterial := c.Material[v.Number]
 		switch {
 		case before == nil && v.Number <= lastNumber(old):
-			return nil, bad(v.Number, "would use a number again")
+			return bad(v.Number, "would use a number again")
 		case before == nil && !hasMaterial && v.State != keyspec.Destroyed:
-			return nil, bad(v.Number, "is new and has no material")
+			return bad(v.Number, "is new and has no material")
 		case hasMaterial && (before != nil || v.State == keyspec.Destroyed):
-			return nil, bad(v.Number, "has its material already, or had it")
+			return bad(v.Number, "has its material already, or had it")
 		case before == nil:
 		case before.State == keyspec.Destroyed && v.State != keyspec.Destroyed:
-			return nil, bad(v.Number, "is destroyed")
+			return bad(v.Number, "is destroyed")
 		case v.Invocations < before.Invocations:
-			return nil, bad(v.Number, "counts its invocations backwards")
-		case v.State == keyspec.Destroyed && before.State != keyspec.Destroyed:
-			erase = append(erase, v.Number) // Invariant: a destroyed version has no data key.
+			return bad(v.Number, "counts its invocations backwards")
 		}
 	}
 	for _, n := range c.Erase {
 		v := next.version(n)
 		if v == nil || v.State != keyspec.Destroyed {
-			return nil, bad(n, "is to be erased but not destroyed")
+			return bad(n, "is to be erased but not destroyed")
 		}
 	}
 	for n, m := range c.Material {
 		if next.version(n) == nil || len(m) == 0 || len(m) > MaxMaterial {
-			return nil, bad(n, "has material of the wrong size, or is not listed")
+			return bad(n, "has material of the wrong size, or is not listed")
 		}
 	}
 	for n := range c.Public {
 		if next.version(n) == nil {
-			return nil, bad(n, "has a public part but is not listed")
+			return bad(n, "has a public part but is not listed")
 		}
 	}
-	return erase, nil
+	return nil
 }
 
 func lastNumber(m *metadata) keyspec.Version {
@@ -377,7 +390,7 @@ func (s *Store) withoutAliases(meta *entry, v *Version) []put {
 	}
 	list := s.publicAliases(meta.key.id().at(v.Number), &old)
 	for i := range list {
-		list[i].was, list[i].value = list[i].value, nil
+		list[i] = list[i].removed()
 	}
 	return list
 }
@@ -386,9 +399,38 @@ func (s *Store) aliasKey(kind AliasKind, value []byte) [32]byte {
 	return mac(s.secrets.index.Bytes(), []byte("alias\x00"), []byte(kind), []byte{0}, value)
 }
 
-// alias returns an alias as it is written. Its MAC keeps it from being exchanged for another.
+// alias returns an alias as it is written.
 func (s *Store) alias(kind AliasKind, value []byte, target recordKey) put {
-	key := s.aliasKey(kind, value)
+	return s.aliasAt(s.aliasKey(kind, value), target)
+}
+
+// aliasAt returns the alias at this place. Its MAC keeps it from being exchanged for another.
+func (s *Store) aliasAt(key [32]byte, target recordKey) put {
 	tag := mac(s.secrets.alias.Bytes(), []byte("alias\x00"), key[:], target[:])
 	return put{bucket: bucketAlias, key: key[:], value: append(bytes.Clone(target[:]), tag[:16]...)}
+}
+
+// removed returns what undoes p, unless another put came after it.
+func (p put) removed() put {
+	p.was, p.value = p.value, nil
+	return p
+}
+
+// addAliases writes aliases and has the metadata know of them.
+func (s *Store) addAliases(p *preparedChange, next *metadata, list []Alias) error {
+	for _, a := range list {
+		v := next.version(a.Version)
+		if v == nil || v.State == keyspec.Destroyed || a.Kind == "" || len(a.Kind) > maxWord || len(a.Value) == 0 || len(a.Value) > maxAliasValue {
+			return fmt.Errorf("%w: alias of %s", ErrInvalid, next.Name)
+		}
+		alias := s.alias(a.Kind, a.Value, p.meta.id().at(a.Version))
+		p.puts = append(p.puts, alias)
+		if place := [32]byte(alias.key); !slices.Contains(v.aliases, place) {
+			v.aliases = append(slices.Clip(v.aliases), place)
+		}
+		if len(v.aliases) > maxAliases {
+			return fmt.Errorf("%w: aliases of %s", ErrTooLarge, next.Name)
+		}
+	}
+	return nil
 }

@@ -313,17 +313,21 @@ func TestExchangedRecordsAreNoticed(t *testing.T) {
 
 func TestVerifyFindsAMissingAlias(t *testing.T) {
 	s := newStore(t)
-	mustApply(t, s, testKey("app/k", keyspec.Ed25519, 32))
-	err := s.db.Update(func(tx *bolt.Tx) error {
-		k, _ := tx.Bucket(bucketAlias).Cursor().First()
-		return tx.Bucket(bucketAlias).Delete(k)
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	report, err := s.Verify(context.Background(), nil)
-	if err != nil || len(report.Damaged) != 1 || report.Damaged[0].Ref.Name != "app/k" {
-		t.Fatalf("%+v %v", report, err)
+	c := testKey("app/k", keyspec.Ed25519, 32)
+	c.Aliases = []Alias{{AliasSSH, []byte("fingerprint"), 1}}
+	mustApply(t, s, c)
+	for gone := 1; gone <= 3; gone++ {
+		err := s.db.Update(func(tx *bolt.Tx) error {
+			k, _ := tx.Bucket(bucketAlias).Cursor().First()
+			return tx.Bucket(bucketAlias).Delete(k)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		report, err := s.Verify(context.Background(), nil)
+		if err != nil || len(report.Damaged) != gone || report.Damaged[0].Ref.Name != "app/k" {
+			t.Fatalf("%+v %v", report, err)
+		}
 	}
 }
 

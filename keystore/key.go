@@ -52,7 +52,8 @@ type Version struct {
 	Invocations uint64 // reserved in blocks by the caller, never decreasing
 	SPKISHA256  [32]byte
 
-	public uint64 // revision of the public record
+	public  uint64     // revision of the public record
+	aliases [][32]byte // places of the aliases that do not follow from the public part
 }
 
 // Public is the part of a key version that is no secret: the SubjectPublicKeyInfo in DER, empty for a symmetric key, and the
@@ -66,7 +67,7 @@ type Public struct {
 type AliasKind string
 
 // The kinds of alias. The store itself keeps AliasSPKI and AliasThumbprint in step with the public part; the others come with
-// a Change. They are for bridges, which know a key by such a value and not by its name.
+// a Change. A version that is destroyed has none any more. They are for bridges, which know a key by such a value and not by its name.
 const (
 	AliasSPKI       AliasKind = "spki-sha256"        // SHA-256 of the SubjectPublicKeyInfo, 32 bytes
 	AliasThumbprint AliasKind = "certificate-sha256" // SHA-256 of the leaf certificate, 32 bytes
@@ -91,7 +92,7 @@ type Change struct {
 	Public map[keyspec.Version]Public
 	// Erase drops the data keys of these versions; their material is unreadable from then on. The caller sets their state.
 	Erase []keyspec.Version
-	// Aliases to add besides those that follow from Public.
+	// Aliases to add besides those that follow from Public. They go with the version when it is destroyed.
 	Aliases []Alias
 	// Guard, of a module key, has a device guard the wrapping key of its namespace, or wraps it again for another device or
 	// another version of the module key. The namespace must not have any other keys, unless it was guarded before, and then the

@@ -85,6 +85,10 @@ func (m *metadata) encode() []byte {
 		e.u64(v.Invocations)
 		e.raw(v.SPKISHA256[:])
 		e.u64(v.public)
+		e.u8(uint8(len(v.aliases)))
+		for _, a := range v.aliases {
+			e.raw(a[:])
+		}
 	}
 	return e.b
 }
@@ -154,6 +158,14 @@ func decodeMetadata(b []byte) (*metadata, error) {
 		v.Invocations = d.u64()
 		d.fixed(v.SPKISHA256[:])
 		v.public = d.u64()
+		if n := int(d.u8()); n > 0 && d.err == nil && n*32 <= len(d.b) {
+			v.aliases = make([][32]byte, n)
+			for i := range v.aliases {
+				d.fixed(v.aliases[i][:])
+			}
+		} else if n > 0 {
+			d.fail(errShort)
+		}
 		if d.err != nil {
 			break
 		}

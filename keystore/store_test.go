@@ -377,6 +377,57 @@ func TestAliasesFollowThePublicPart(t *testing.T) {
 	}
 }
 
+func TestAliasesGoWithTheVersionTheyAreOf(t *testing.T) {
+	s := newStore(t)
+	c := testKey("app/k", keyspec.Ed25519, 32)
+	c.Aliases = []Alias{{AliasSSH, []byte("fingerprint"), 1}, {AliasCKAID, []byte{1, 2}, 1}, {AliasSSH, []byte("shared"), 1}}
+	mustApply(t, s, c, testKey("app/other", keyspec.Ed25519, 32))
+	spki, thumb := sha256.Sum256(c.Public[1].SPKI), sha256.Sum256(c.Public[1].Chain[0])
+	all := map[AliasKind][]byte{AliasSPKI: spki[:], AliasThumbprint: thumb[:], AliasSSH: []byte("fingerprint"), AliasCKAID: {1, 2}}
+	expect := func(found bool) {
+		t.Helper()
+		for kind, value := range all {
+			ref, err := s.Alias(kind, value)
+			if found && (err != nil || ref.Name != "app/k") || !found && !errors.Is(err, ErrNotFound) {
+				t.Errorf("%s: %v %v", kind, ref, err)
+			}
+		}
+		if report, err := s.Verify(t.Context(), nil); err != nil || len(report.Damaged) > 0 {
+			t.Errorf("%+v %v", report, err)
+		}
+	}
+	update := func(name keyspec.Name, f func(*Change)) {
+		t.Helper()
+		k, err := s.Get(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		change := Change{Key: k}
+		f(&change)
+		mustApply(t, s, change)
+	}
+	update("app/k", func(c *Change) { c.Key.Labels["a"] = "b"; c.Aliases = []Alias{{AliasCKAID, []byte{1, 2}, 1}} })
+	update("app/other", func(c *Change) { c.Aliases = []Alias{{AliasSSH, []byte("shared"), 1}} })
+	rotate(t, s, "app/k", 32)
+	s = reopen(t, s)
+	expect(true)
+	if k, err := s.Get("app/k"); err != nil || len(k.Versions[0].aliases) != 3 || len(k.Versions[1].aliases) != 0 {
+		t.Fatalf("%+v %v", k, err)
+	}
+	destroy(t, s, "app/k", 1)
+	expect(false)
+	if ref, err := s.Alias(AliasSSH, []byte("shared")); err != nil || ref.Name != "app/other" {
+		t.Errorf("what another key goes by now: %v %v", ref, err)
+	}
+	// A certificate for a destroyed version brings nothing back, and no alias can be added.
+	update("app/k", func(c *Change) { c.Public = map[keyspec.Version]Public{1: testPublic("app/k", 1)} })
+	expect(false)
+	k, _ := s.Get("app/k")
+	if err := s.Apply(t.Context(), Commit{Changes: []Change{{Key: k, Aliases: []Alias{{AliasCKAID, []byte{1, 2}, 1}}}}}); !errors.Is(err, ErrInvalid) {
+		t.Errorf("an alias of a destroyed version: %v", err)
+	}
+}
+
 func TestRequestKeysMakeCommitsIdempotent(t *testing.T) {
 	now := testTime
 	dir := testDir(t)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	bolt "go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
@@ -290,11 +291,7 @@ func (v *verification) metadata(h *head, x *entry) {
 		if err != nil {
 			v.part.add(ref, "public part: "+err.Error())
 		} else {
-			for _, a := range v.s.publicAliases(v.id.at(n.Number), &public) {
-				if b, err := v.s.fetch(bucketAlias, a.key); err != nil || b == nil {
-					v.part.add(ref, "an alias is missing")
-				}
-			}
+			v.aliases(ref, n, &public)
 		}
 		y, found, err := v.s.lookup(h, v.id.at(n.Number))
 		clear(y.dek[:])
@@ -327,6 +324,22 @@ func (v *verification) version(h *head, x *entry) {
 	}
 	if err != nil {
 		v.part.add(ref, "material: "+err.Error())
+	}
+}
+
+// aliases checks that nobody took the aliases of a version away. Who has one now is another matter.
+func (v *verification) aliases(ref keyspec.Ref, n *Version, public *Public) {
+	if n.State == keyspec.Destroyed {
+		return
+	}
+	places := slices.Clone(n.aliases)
+	for _, a := range v.s.publicAliases(v.id.at(n.Number), public) {
+		places = append(places, [32]byte(a.key))
+	}
+	for _, place := range places {
+		if b, err := v.s.fetch(bucketAlias, place[:]); err != nil || b == nil {
+			v.part.add(ref, "an alias is missing")
+		}
 	}
 }
 
