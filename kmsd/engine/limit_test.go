@@ -55,17 +55,7 @@ func TestEveryOperationIsCounted(t *testing.T) {
 		if _, err := h.Create(t.Context(), h.app, &NewKey{Name: "TARGET", Algorithm: keyspec.AES256GCM, Exportable: true}, nil); err != nil {
 			t.Fatal(err)
 		}
-		k, material, err := row.NewKey()
-		if err != nil {
-			t.Fatal(err)
-		}
-		var spki []byte
-		if k.Public() != nil {
-			if spki, err = k.SPKI(); err != nil {
-				t.Fatal(err)
-			}
-		}
-		m := make1(t, row, k)
+		material, spki, m := fresh1(t, row)
 		for _, op := range operations() {
 			usages := []keyspec.Usage{op.usage}
 			if !slices.Contains(op.kinds, row.Kind) || mechanism.ValidateUsages(row.Algorithm, usages, "") != nil {

@@ -207,6 +207,21 @@ func (h *house) plant(name string, row *mechanism.Row, material, spki []byte, us
 	}
 }
 
+// fresh1 makes the material of a key, and what an active one with it has made.
+func fresh1(t *testing.T, row *mechanism.Row) (material, spki []byte, m *made) {
+	t.Helper()
+	k, material, err := row.NewKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if k.Public() != nil {
+		if spki, err = k.SPKI(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return material, spki, make1(t, row, k)
+}
+
 // make1 has loaded key material make what the operations need.
 func make1(t *testing.T, row *mechanism.Row, k *mechanism.Key) *made {
 	t.Helper()
@@ -257,17 +272,7 @@ func TestMatrix(t *testing.T) {
 			if _, err := h.Create(t.Context(), h.app, &NewKey{Name: "TARGET", Algorithm: keyspec.AES256GCM, Exportable: true}, nil); err != nil {
 				t.Fatal(err)
 			}
-			k, material, err := row.NewKey()
-			if err != nil {
-				t.Fatal(err)
-			}
-			var spki []byte
-			if k.Public() != nil {
-				if spki, err = k.SPKI(); err != nil {
-					t.Fatal(err)
-				}
-			}
-			m := make1(t, row, k)
+			material, spki, m := fresh1(t, row)
 			for i, usages := range usageSets(row) {
 				for _, c := range conditions {
 					name := fmt.Sprintf("APP/%d/%s", i, c)
