@@ -105,6 +105,9 @@ func hintFor(err error) string {
 func wireHint(e *proto.Error) string {
 	switch e.Code {
 	case proto.CodeLocked:
+		if e.BackendState != "" { // not the keystore, but the device of a key or of a slot
+			return "kmsctl slot list, then kmsctl unlock --slot N --pin-file F"
+		}
 		return "kmsctl unlock"
 	case proto.CodeUninitialised:
 		return "kmsctl init"

@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/kmsd-project/kmsd/client"
 	"github.com/kmsd-project/kmsd/ipc/proto"
 )
 
@@ -196,7 +197,11 @@ func newSlotTest(a *app) *cobra.Command {
 					return err
 				}
 			}
-			if err := a.call(c.Context(), proto.OpSlotTest, &params, &proto.Empty{}); err != nil {
+			err = a.call(c.Context(), proto.OpSlotTest, &params, &proto.Empty{})
+			if errors.Is(err, client.ErrLocked) {
+				return withHint(err, "open the keystore by this slot, which tests it too: kmsctl unlock --slot %d", id)
+			}
+			if err != nil {
 				return err
 			}
 			return a.print(map[string]any{"slot": id, "opens": true}, func(io.Writer) { a.say("slot %d opens the keystore", id) })

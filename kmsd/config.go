@@ -68,6 +68,8 @@ type limitConfig struct {
 type unlockConfig struct {
 	Order      []string `toml:"order"`      // kinds of slots, or numbers, in the order in which they are tried; without it only the strongest kind
 	Unattended *bool    `toml:"unattended"` // false: a person opens it always
+
+	LockOnRemoval bool `toml:"lock_on_removal"` // lock when the medium is pulled whose keyfile has opened it
 }
 
 func (c *unlockConfig) validate() error {

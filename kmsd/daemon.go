@@ -139,8 +139,10 @@ func run(ctx context.Context, c config, reread func() (config, error), log *slog
 	defer cancel()
 	background, stop := context.WithCancel(context.WithoutCancel(ctx)) // to the end of the last request
 	over := make(chan struct{})
+	watched := make(chan struct{})
 	go func() { d.engine.Run(background); close(over) }()
-	defer func() { stop(); <-over }()
+	go func() { d.watchMedium(background); close(watched) }()
+	defer func() { stop(); <-over; <-watched }()
 
 	d.dispatcher.open(operations(), engine.Scrub)
 	defer d.dispatcher.close()

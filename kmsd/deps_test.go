@@ -45,6 +45,7 @@ var law = map[string][]string{
 	"enclave/enclavetest": {"enclave", "keystore/keyspec"},
 	"enclave/recovery":    {"enclave"},
 	"enclave/keyring":     {"enclave", "keystore/durable", "enclave/helper", "golang.org/x/sys/unix"},
+	"enclave/keyfile":     {"enclave", "keystore/secmem", "golang.org/x/sys/unix"},
 	"enclave/pkcs11":      {"enclave", "enclave/helper", "keystore/keyspec", "golang.org/x/crypto/cryptobyte"},
 	"enclave/tpm": {"enclave", "keystore/keyspec", "keystore/secmem", "github.com/google/go-tpm/tpm2", "golang.org/x/crypto/cryptobyte",
 		"golang.org/x/crypto/cryptobyte/asn1", "golang.org/x/sys/unix"},
@@ -54,6 +55,7 @@ var law = map[string][]string{
 	"enclave/keyring/ring":         {"github.com/99designs/keyring"},
 	"enclave/pkcs11/token": {"enclave", "enclave/pkcs11", "keystore/keyspec", "github.com/ThalesIgnite/crypto11", "github.com/miekg/pkcs11",
 		"golang.org/x/crypto/cryptobyte", "golang.org/x/crypto/cryptobyte/asn1"},
+	"enclave/pkcs11/pkcs11test":  {},
 	"enclave/pkcs11/kmsd-pkcs11": {"enclave", "enclave/helper", "enclave/pkcs11", "enclave/pkcs11/token"},
 
 	// The daemon. Only its main package joins the wire and the engine.
@@ -61,7 +63,7 @@ var law = map[string][]string{
 	"kmsd/engine": {"policy", "keystore", "keystore/keyspec", "keystore/secmem", "kmsd/mechanism", "kmsd/pki", "kmsd/audit",
 		"client/packet", "client/ciphertext", "enclave"},
 	"kmsd": {"ipc", "ipc/proto", "keystore/durable", "kmsd/engine", "kmsd/mechanism", "kmsd/pki", "kmsd/audit", "policy", "keystore", "keystore/keyspec",
-		"keystore/secmem", "client/ciphertext", "enclave", "enclave/helper", "enclave/keyring", "enclave/pkcs11", "enclave/recovery", "enclave/tpm", "golang.org/x/sys/unix",
+		"keystore/secmem", "client/ciphertext", "enclave", "enclave/helper", "enclave/keyfile", "enclave/keyring", "enclave/pkcs11", "enclave/recovery", "enclave/tpm", "golang.org/x/sys/unix",
 		"golang.org/x/term", "github.com/pelletier/go-toml/v2", "github.com/coreos/go-systemd/v22/daemon",
 		"github.com/coreos/go-systemd/v22/activation", "filippo.io/age"},
 	"kmsd/bench": {},

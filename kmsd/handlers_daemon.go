@@ -225,12 +225,17 @@ func handleUnlock(c *call) (proto.Message, error) {
 		d.turn.Lock()
 		defer d.turn.Unlock()
 		s := d.store.Load()
-		if !s.Locked() && phase(d.phase.Load()) == phaseReady {
+		open := !s.Locked() && phase(d.phase.Load()) == phaseReady
+		if open && in.Slot == 0 && len(in.Secret) == 0 && len(in.Shares) == 0 {
 			return nil
 		}
+		// Of a keystore that is open already this tests the slot, and logs in to its device, so that resident keys in it can be used.
 		err := d.slots.unlock(c.ctx, s, attempt{
 			Slot: in.Slot, Auth: enclave.Auth{Secret: in.Secret, Shares: in.Shares}, Why: onDemand, AcceptRollback: in.AcceptRollback,
 		})
+		if open {
+			return err
+		}
 		if err == nil {
 			err = d.unlocked()
 		}
@@ -336,7 +341,7 @@ func handleSlotTest(c *call) (proto.Message, error) {
 	}
 	defer wipe(in.Secret, in.Shares)
 	d := c.daemon
-	return nil, c.administrate("", func() error {
+	return nil, c.change(fmt.Sprintf("slot %d", in.ID), func() error { // a wrong PIN costs an attempt
 		return d.slots.test(c.ctx, d.store.Load(), in.ID, enclave.Auth{Secret: in.Secret, Shares: in.Shares})
 	})
 }

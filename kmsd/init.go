@@ -21,6 +21,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/kmsd-project/kmsd/enclave"
+	"github.com/kmsd-project/kmsd/enclave/keyring"
 	"github.com/kmsd-project/kmsd/enclave/pkcs11"
 	"github.com/kmsd-project/kmsd/enclave/recovery"
 	"github.com/kmsd-project/kmsd/keystore"
@@ -311,7 +312,7 @@ func (c *initCommand) ask(ctx context.Context, keeper *slotKeeper) (string, erro
 		case best == 0:
 			best = i + 1
 		}
-		if choice.Spec == kindSecretService {
+		if choice.Spec == keyring.SecretServiceKind {
 			fmt.Fprintf(c.out, "     %-22s kmsd then opens while you are logged in and your keyring is unlocked\n", "")
 		}
 		if choice.Spec == recovery.Kind {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/kmsd-project/kmsd/enclave"
 	"github.com/kmsd-project/kmsd/enclave/helper"
+	"github.com/kmsd-project/kmsd/enclave/keyfile"
 	"github.com/kmsd-project/kmsd/enclave/pkcs11"
 	"github.com/kmsd-project/kmsd/enclave/recovery"
 	"github.com/kmsd-project/kmsd/enclave/tpm"
@@ -36,6 +37,8 @@ type slotKeeper struct {
 	attend  bool         // a person opens the store, always
 	offers  []string     // specs of what this machine may have, best first
 
+	opened atomic.Pointer[keystore.Slot] // by which the store was unlocked last
+
 	store atomic.Pointer[keystore.Store] // where resident keys find the devices of slots; nil while there is none
 
 	mu     sync.Mutex
@@ -61,7 +64,11 @@ func (k *slotKeeper) Close() error { return k.devices.Close() }
 
 // guard returns the device that guards a slot.
 func (k *slotKeeper) guard(slot keystore.Slot) (enclave.Enclave, error) {
-	return k.devices.at(slot.Location, slot.Binding)
+	e, err := k.devices.at(slot.Location, slot.Binding)
+	if f, ok := e.(*keyfile.Keyfile); ok { // its medium is found by what stands in the slot
+		err = f.Expect(slot.Blob)
+	}
+	return e, err
 }
 
 // need is what it takes to open a slot, besides its device.

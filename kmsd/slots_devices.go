@@ -15,6 +15,7 @@ import (
 
 	"github.com/kmsd-project/kmsd/enclave"
 	"github.com/kmsd-project/kmsd/enclave/helper"
+	"github.com/kmsd-project/kmsd/enclave/keyfile"
 	"github.com/kmsd-project/kmsd/enclave/keyring"
 	"github.com/kmsd-project/kmsd/enclave/pkcs11"
 	"github.com/kmsd-project/kmsd/enclave/recovery"
@@ -37,8 +38,8 @@ type devices struct {
 	closed bool
 }
 
-// deviceKey is what tells devices apart. The binding counts for TPMs alone: their drivers are told which TPM to expect, and after a TPM
-// was cleared, slots of before and after stand side by side.
+// deviceKey is what tells devices apart. The binding counts for TPMs, whose drivers are told which TPM to expect, so that after a TPM was
+// cleared slots of before and after stand side by side; and for keyfiles, which may be on different media at the same place.
 type deviceKey struct{ location, binding string }
 
 func newDevices(keyringState string, dialer helper.Dialer, moved map[string]string, log *slog.Logger) *devices {
@@ -79,7 +80,7 @@ func (v *devices) find(location, binding string) (spec, deviceKey, error) {
 			Remedy: "use the release of kmsd that enrolled it, or a later one"}
 	}
 	key := deviceKey{location: s.location()}
-	if s.kind == tpm.Kind {
+	if s.kind == tpm.Kind || s.kind == keyfile.Kind {
 		key.binding = binding
 	}
 	return s, key, nil
@@ -116,7 +117,9 @@ func (v *devices) driver(s spec, binding string, pin []byte) (enclave.Enclave, e
 		return pkcs11.Dial(v.dialer, s.token)
 	case keyring.FileKind:
 		return keyring.DialFile(v.dialer, v.keyringState), nil
-	case kindSecretService:
+	case keyfile.Kind:
+		return keyfile.Open(s.place)
+	case keyring.SecretServiceKind:
 		return keyring.DialSecretService(v.dialer), nil
 	case recovery.Kind:
 		return recovery.New(), nil

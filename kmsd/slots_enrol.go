@@ -14,6 +14,7 @@ import (
 	"filippo.io/age"
 
 	"github.com/kmsd-project/kmsd/enclave"
+	"github.com/kmsd-project/kmsd/enclave/keyfile"
 	"github.com/kmsd-project/kmsd/enclave/keyring"
 	"github.com/kmsd-project/kmsd/enclave/pkcs11"
 	"github.com/kmsd-project/kmsd/enclave/recovery"
@@ -38,7 +39,7 @@ func offers(mode string) []string {
 		}
 	}
 	if mode != modeSystem && os.Getenv("DBUS_SESSION_BUS_ADDRESS") != "" {
-		list = append(list, kindSecretService)
+		list = append(list, keyring.SecretServiceKind)
 	}
 	return append(list, keyring.FileKind, recovery.Kind)
 }
@@ -61,7 +62,7 @@ func (k *slotKeeper) look(ctx context.Context) []offer {
 // automatic returns the best enclave that opens a store without anybody being there: not a keyring of somebody's session.
 func (k *slotKeeper) automatic(ctx context.Context) string {
 	for _, o := range k.look(ctx) {
-		if o.Spec != kindSecretService && o.Spec != recovery.Kind && o.Health.State == enclave.Ready {
+		if o.Spec != keyring.SecretServiceKind && o.Spec != recovery.Kind && o.Health.State == enclave.Ready {
 			return o.Spec
 		}
 	}
@@ -198,8 +199,7 @@ func (n *enrolment) enrolDevice(ctx context.Context, text, label string, pin []b
 	if err != nil {
 		return err
 	}
-	attended := s.kind == pkcs11.Kind || s.kind == tpm.Kind
-	if len(pin) > 0 && !attended {
+	if len(pin) > 0 && s.kind != pkcs11.Kind && s.kind != tpm.Kind {
 		return fmt.Errorf("%w: %s takes no PIN", errSpec, s.kind)
 	}
 	if s.kind == pkcs11.Kind && len(pin) == 0 {
@@ -209,7 +209,7 @@ func (n *enrolment) enrolDevice(ctx context.Context, text, label string, pin []b
 		defer clear(pin)
 	}
 	var e enclave.Enclave
-	if attended { // the shared driver knows neither the PIN nor how new slots are to be made
+	if s.kind == pkcs11.Kind || s.kind == tpm.Kind || s.kind == keyfile.Kind { // the shared driver knows neither a PIN nor how new slots are to be made
 		if e, err = k.devices.driver(s, "", pin); err == nil {
 			n.own = append(n.own, e)
 		}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/kmsd-project/kmsd/enclave"
+	"github.com/kmsd-project/kmsd/enclave/keyfile"
 	"github.com/kmsd-project/kmsd/ipc/proto"
 	"github.com/kmsd-project/kmsd/keystore"
 )
@@ -14,6 +15,8 @@ import (
 const (
 	healEvery = time.Second     // between two attempts that requests cause
 	healTime  = 2 * time.Second // for one
+
+	watchEvery = time.Second // how often a medium is looked for that must not be pulled
 )
 
 // healing lets a keystore that is locked because a device is away be opened by the first request after the device is back.
@@ -72,6 +75,43 @@ func (h *healing) why() (code, detail string) {
 	}
 	e := wireError(h.reason)
 	return string(e.Code), e.Message
+}
+
+// watchMedium locks the keystore when the medium is pulled whose keyfile has opened it. The next request after it is back opens it again.
+func (d *daemon) watchMedium(ctx context.Context) {
+	if !d.config.Unlock.LockOnRemoval {
+		return
+	}
+	tick := time.NewTicker(watchEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		slot := d.slots.opened.Load()
+		if phase(d.phase.Load()) != phaseReady || slot == nil || slot.Kind != keyfile.Kind {
+			continue
+		}
+		if h := d.look(ctx, *slot); h.State == enclave.Ready || ctx.Err() != nil {
+			continue
+		}
+		d.turn.Lock()
+		if phase(d.phase.Load()) == phaseReady && d.slots.opened.Load() == slot {
+			d.log.Warn("the medium with the keyfile was pulled: the keystore is locked", "slot", slot.ID)
+			d.healing.failed(&enclave.Error{Kind: enclave.ErrAbsent, Detail: "the medium with the keyfile", Remedy: "plug it in again"})
+			d.lock()
+		}
+		d.turn.Unlock()
+	}
+}
+
+// look asks the device of a slot how it is, for a moment.
+func (d *daemon) look(ctx context.Context, slot keystore.Slot) enclave.Health {
+	ctx, cancel := context.WithTimeout(ctx, healTime)
+	defer cancel()
+	return d.slots.health(ctx, slot)
 }
 
 // mayHeal reports whether a request that meets a locked keystore is to try the slots first.

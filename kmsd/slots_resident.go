@@ -29,8 +29,8 @@ func (k *slotKeeper) Device(ctx context.Context, p keyspec.Protection, location,
 	if !ok {
 		return engine.Device{}, &enclave.Error{Kind: enclave.ErrUnsupported, Detail: location + " holds no keys of its own"}
 	}
-	if s, ok := e.(enclave.Session); ok && k.pins.has(pkcs11.Kind) {
-		r = &selfLogin{Resident: r, session: s, pins: k.pins, kind: pkcs11.Kind}
+	if s, ok := e.(enclave.Session); ok {
+		r = &selfLogin{Resident: r, session: s, pins: k.pins, kind: pkcs11.Kind, remedy: k.loginRemedy(location)}
 	}
 	return engine.Device{Location: location, Binding: binding, Enclave: e, Resident: r}, nil
 }
@@ -62,13 +62,26 @@ func (k *slotKeeper) home(p keyspec.Protection) (location, binding string, err e
 	return location, "", nil
 }
 
-// selfLogin are the resident keys of a token whose PIN kmsd has: when the token was away, or its helper has died, it is logged in to again by the
-// first call that needs that.
+// loginRemedy says how somebody logs in to the device at a location.
+func (k *slotKeeper) loginRemedy(location string) string {
+	if s := k.store.Load(); s != nil {
+		for _, slot := range s.Slots() {
+			if slot.Location == location {
+				return fmt.Sprintf("kmsctl unlock --slot %d --pin-file F", slot.ID)
+			}
+		}
+	}
+	return "enrol a slot of the device, or give its PIN in the configuration: [devices] hsm_pin_file"
+}
+
+// selfLogin are the resident keys of a token. Where kmsd has its PIN, the first call that needs it logs in again after the token was away or its
+// helper has died; elsewhere a person is asked to.
 type selfLogin struct {
 	enclave.Resident
 	session enclave.Session
 	pins    *pins
 	kind    string
+	remedy  string
 }
 
 // again repeats a call once, after logging in, when the token is locked.
@@ -76,6 +89,9 @@ func (l *selfLogin) again(ctx context.Context, f func() error) error {
 	err := f()
 	if !errors.Is(err, enclave.ErrLocked) {
 		return err
+	}
+	if !l.pins.has(l.kind) {
+		return &enclave.Error{Kind: enclave.ErrLocked, Detail: "nobody is logged in to the device of the key", Remedy: l.remedy}
 	}
 	l.pins.login.Lock() // one attempt, however many calls wait for it
 	defer l.pins.login.Unlock()

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/kmsd-project/kmsd/enclave/keyfile"
 	"github.com/kmsd-project/kmsd/enclave/keyring"
 	"github.com/kmsd-project/kmsd/enclave/pkcs11"
 	"github.com/kmsd-project/kmsd/enclave/recovery"
@@ -18,12 +19,6 @@ import (
 
 // errSpec is wrapped by errors about what an administrator asked for.
 var errSpec = errors.New("invalid request for a slot")
-
-// The kinds of slots whose drivers do not name them.
-const (
-	kindSecretService = "keyring:secret-service"
-	kindKeyfile       = "keyfile"
-)
 
 // What can be asked for, besides kinds of slots.
 const (
@@ -47,8 +42,8 @@ func slotKinds() []slotKind {
 	return []slotKind{
 		{kind: tpm.Kind, strength: 0, place: "/dev/tpmrm0 or unix:PATH", options: []string{"guard", "pcrs", "signer", "approvals"}, lasting: []string{"approvals"}},
 		{kind: pkcs11.Kind, strength: 0, place: "MODULE?token=LABEL"}, // and what pkcs11.ParseSpec understands
-		{kind: kindSecretService, strength: 1},
-		{kind: kindKeyfile, strength: 2, place: "PATH"},
+		{kind: keyring.SecretServiceKind, strength: 1},
+		{kind: keyfile.Kind, strength: 2, place: "PATH"},
 		{kind: keyring.FileKind, strength: 3},
 		{kind: recovery.Kind, strength: 4},
 	}

@@ -344,6 +344,37 @@ func TestRollbackIsRefused(t *testing.T) {
 	}
 }
 
+// A keyfile on a medium: locked without it, opened by the next request when it is back, and locked when it is pulled where that is wanted.
+func TestKeyfile(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	file := filepath.Join(dir, "medium", "kmsd.key")
+	must(t, os.Mkdir(filepath.Dir(file), 0o700))
+	if run := runInitProgram(t, nil, "--state-dir", filepath.Join(dir, "s"), "--no-recovery", "--enclave", "keyfile:"+file); run.code != 0 {
+		t.Fatalf("%+v", run)
+	}
+	config := filepath.Join(dir, "kmsd.toml")
+	must(t, os.WriteFile(config, []byte("[unlock]\nlock_on_removal = true\n"), 0o600))
+	p := newReal(t, dir, "--config", config).start().ready()
+	d := &realDaemon{process: p, conn: bound(t, p.admin), last: 10}
+	if s := d.status(); s.State != "ready" || s.Slots[0].Kind != "keyfile" || s.Slots[0].Health != "ready" || s.Slots[0].Location != "keyfile:"+file {
+		t.Fatalf("%+v", s)
+	}
+	must(t, os.Rename(file, file+".pulled"))
+	locked := false
+	for end := time.Now().Add(10 * time.Second); !locked && time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		s := d.status()
+		locked = s.State == "locked" && s.LockReason != "" && s.Slots[0].Health != "ready" // replaced, as the file system is still there
+	}
+	if !locked {
+		t.Fatalf("the medium was pulled: %+v", d.status())
+	}
+	d.refused(proto.OpKeyList, &proto.KeyList{}, proto.CodeLocked)
+	must(t, os.Rename(file+".pulled", file))
+	time.Sleep(healEvery)
+	d.ask(proto.OpKeyList, &proto.KeyList{}, &proto.KeyListReply{})
+}
+
 // The keystore that the configuration names is the only one.
 func TestOnlyThePinnedStoreOpens(t *testing.T) {
 	d, _ := initialised(t)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/kmsd-project/kmsd/enclave"
+	"github.com/kmsd-project/kmsd/enclave/keyring"
 	"github.com/kmsd-project/kmsd/enclave/recovery"
 	"github.com/kmsd-project/kmsd/keystore"
 	"github.com/kmsd-project/kmsd/keystore/secmem"
@@ -194,6 +195,7 @@ func (k *slotKeeper) unlockSlot(ctx context.Context, s *keystore.Store, slot key
 		return err
 	}
 	defer secret.Free()
+	locked := s.Locked()
 	options := keystore.UnlockOptions{Counter: k.counter(s), AcceptRollback: a.AcceptRollback}
 	err = s.UnlockWith(ctx, slot.ID, secret.Bytes(), options)
 	if errors.Is(err, keystore.ErrCounterAbsent) && slot.Kind == recovery.Kind {
@@ -207,6 +209,9 @@ func (k *slotKeeper) unlockSlot(ctx context.Context, s *keystore.Store, slot key
 		return fmt.Errorf("slot %d: %w", slot.ID, err)
 	}
 	k.remember(slot.UUID)
+	if locked {
+		k.opened.Store(&slot)
+	}
 	return nil
 }
 
@@ -235,7 +240,7 @@ const promptTime = 65 * time.Second
 
 // withPrompt gives a person time where the device asks for one.
 func withPrompt(ctx context.Context, kind string) (context.Context, context.CancelFunc) {
-	if _, limited := ctx.Deadline(); limited || kind != kindSecretService {
+	if _, limited := ctx.Deadline(); limited || kind != keyring.SecretServiceKind {
 		return ctx, func() {}
 	}
 	return context.WithTimeout(ctx, promptTime)
