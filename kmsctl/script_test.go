@@ -18,6 +18,8 @@ import (
 
 	"filippo.io/age"
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/kmsd-project/kmsd/enclave/tpm/swtpmtest"
 )
 
 // bin is the directory of the binaries under test. They are built as they are shipped.
@@ -66,6 +68,7 @@ func TestScripts(t *testing.T) {
 			env.Setenv("KMSD_SOCKET", filepath.Join(env.WorkDir, "run"))
 			env.Setenv("TZ", "UTC")
 			env.Values["daemon"] = new(process)
+			env.Values["tpm"] = new(softTPM)
 			return nil
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
@@ -79,6 +82,7 @@ func TestScripts(t *testing.T) {
 			"age-identity": ageIdentityCommand,
 			"lose":         loseCommand,
 			"setline":      setLineCommand,
+			"tpm":          tpmCommand,
 		},
 	})
 }
@@ -297,6 +301,30 @@ func ageIdentityCommand(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(id.String()+"\n"), 0o600))
 	ts.Setenv(args[1], id.Recipient().String())
 }
+
+// tpm new VARIABLE makes a software TPM and puts its spec into an environment variable; tpm off | on | clear do that to the last one.
+func tpmCommand(ts *testscript.TestScript, neg bool, args []string) {
+	machine := ts.Value("tpm").(*softTPM)
+	switch {
+	case len(args) == 2 && args[0] == "new":
+		s, err := swtpmtest.Start()
+		ts.Check(err)
+		ts.Defer(func() { s.Close() })
+		machine.TPM = s
+		ts.Setenv(args[1], "tpm:unix:"+s.Path())
+	case len(args) == 1 && args[0] == "off":
+		machine.PowerOff()
+	case len(args) == 1 && args[0] == "on":
+		ts.Check(machine.PowerOn())
+	case len(args) == 1 && args[0] == "clear":
+		ts.Check(machine.Clear())
+	default:
+		ts.Fatalf("usage: tpm new VARIABLE | off | on | clear")
+	}
+}
+
+// softTPM is the TPM of a script, once it has one.
+type softTPM struct{ *swtpmtest.TPM }
 
 // lose NAME removes every file of that name below the state directory; there must be one.
 func loseCommand(ts *testscript.TestScript, neg bool, args []string) {
