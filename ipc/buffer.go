@@ -14,6 +14,12 @@ const largeBuffer = 64<<10 + 64
 
 var buffers [len(bufferSizes)]sync.Pool
 
+// TakeLarge returns a buffer for a large reply, which Conn.Give or PutLarge takes back. It has 8 KiB more than a megabyte.
+func TakeLarge() []byte { return takeBuffer(bufferSizes[len(bufferSizes)-1]) }
+
+// PutLarge gives back a buffer of TakeLarge. Its first used bytes are wiped; there must be nothing behind them.
+func PutLarge(b []byte, used int) { putBuffer(b, used) }
+
 // takeBuffer returns a buffer of at least size bytes, or of the largest size there is.
 func takeBuffer(size int) []byte {
 	for i, n := range bufferSizes {

@@ -201,6 +201,24 @@ func (c *Conn) Append(a Appender, size int) {
 	c.queued()
 }
 
+// Give queues the whole frame, with its length word, in the first n bytes of a buffer of TakeLarge, and takes the buffer.
+func (c *Conn) Give(buf []byte, n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.dead:
+		putBuffer(buf, n)
+		return
+	case c.out == nil:
+		c.out = buf[:n]
+	default:
+		c.room(n)
+		c.out = append(c.out, buf[:n]...)
+		putBuffer(buf, n)
+	}
+	c.queued()
+}
+
 // room makes space for n more bytes in out.
 func (c *Conn) room(n int) {
 	switch {

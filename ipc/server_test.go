@@ -711,6 +711,47 @@ func TestListen(t *testing.T) {
 	}
 }
 
+// giver answers every frame with itself, in a buffer that it gives away.
+type giver struct{ c *Conn }
+
+func (giver) Open(c *Conn) (Session, error) { c.Established(); return giver{c}, nil }
+
+func (g giver) Frame(f []byte) error {
+	buf := TakeLarge()
+	binary.BigEndian.PutUint32(buf, uint32(len(f)))
+	g.c.Give(buf, lengthSize+copy(buf[lengthSize:], f))
+	return nil
+}
+
+func (giver) Idle()        {}
+func (giver) Closed(error) {}
+
+// TestGive: replies in buffers of their own come whole and in order, alone or behind others, and leave nothing in the buffers.
+func TestGive(t *testing.T) {
+	_, path := start(t, giver{}, Limits{})
+	c := dial(t, path)
+	sizes := []int{1, 300, 1 << 20, 70 << 10, 1 << 20, 1<<20 + 4000, 5}
+	go func() {
+		for i, n := range sizes {
+			c.Write(frame(bytes.Repeat([]byte{byte('a' + i)}, n)))
+		}
+	}()
+	for i, n := range sizes {
+		if got, err := readFrame(c); err != nil || !bytes.Equal(got, bytes.Repeat([]byte{byte('a' + i)}, n)) {
+			t.Fatalf("reply %d: %d bytes, %v", i, len(got), err)
+		}
+	}
+	c.Close()
+	time.Sleep(50 * time.Millisecond)
+	for range 8 {
+		buf := TakeLarge()
+		if i := bytes.IndexFunc(buf, func(r rune) bool { return r != 0 }); i >= 0 {
+			t.Fatalf("%q at byte %d of a buffer that was given back", buf[i], i)
+		}
+		PutLarge(buf, 0)
+	}
+}
+
 // TestBuffersAreWiped: what one connection has sent is not there for the next.
 func TestBuffersAreWiped(t *testing.T) {
 	_, path := start(t, &echo{}, Limits{})

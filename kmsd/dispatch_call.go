@@ -9,7 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/kmsd-project/kmsd/client/ciphertext"
+	"github.com/kmsd-project/kmsd/ipc"
 	"github.com/kmsd-project/kmsd/ipc/proto"
 	"github.com/kmsd-project/kmsd/kmsd/engine"
 )
@@ -35,11 +35,12 @@ type call struct {
 	frame    []byte // the request, when it runs in the background
 	space    int    // of the frame and the answer, in bytes
 	answered atomic.Bool
-	finished atomic.Bool       // its handler has returned; all that is left is to answer
-	failure  *proto.Error      // of AppendFrame
-	result   proto.Message     // of AppendFrame
-	scratch  *[chunkSpace]byte // of chunk
-	output   []byte            // of room
+	finished atomic.Bool   // its handler has returned; all that is left is to answer
+	failure  *proto.Error  // of AppendFrame
+	result   proto.Message // of AppendFrame
+	output   []byte        // of room
+	large    []byte        // of chunk,
+	head     int           // and where in it the output begins
 
 	mu       sync.Mutex
 	done     chan struct{}
@@ -68,30 +69,44 @@ func (c *call) room() []byte {
 	return c.output
 }
 
-// chunkSpace is the room for what comes of one chunk of a stream: the chunk, the segment held back before it, and tags.
-const chunkSpace = proto.MaxChunk + ciphertext.SealedSegmentSize + 4<<10
-
-var chunks = sync.Pool{New: func() any { return new([chunkSpace]byte) }}
-
-// chunk returns an empty buffer for the output of one chunk of a stream. It is wiped and used again once c has been
-// answered, which spares the collector a megabyte for every megabyte.
+// chunk returns an empty buffer for the output of one chunk of a stream, behind the place where the head of the answer's frame
+// goes: what fits it is written from there.
 func (c *call) chunk() []byte {
-	if c.scratch == nil {
-		c.scratch = chunks.Get().(*[chunkSpace]byte)
+	if c.large == nil {
+		c.large = ipc.TakeLarge()
+		head, _, _ := proto.AppendResponseAround(nil, c.request.ID, &proto.StreamData{Data: c.large[:proto.MaxChunk]})
+		c.head = len(head)
 	}
-	return c.scratch[:0]
+	return c.large[c.head:c.head]
 }
 
-// freeChunk gives the buffer of chunk back.
+// give queues the answer in the buffer of chunk, if it is there as a whole and needs no other head.
+func (c *call) give() bool {
+	r, ok := c.result.(*proto.StreamData)
+	if !ok || c.failure != nil || !c.inLarge(r.Data) {
+		return false
+	}
+	head, hole, err := proto.AppendResponseAround(nil, c.request.ID, r)
+	if err != nil || hole.At != c.head || len(head) != c.head {
+		return false
+	}
+	copy(c.large, head)
+	c.session.conn.Give(c.large, c.head+len(r.Data))
+	c.large, r.Data = nil, nil
+	return true
+}
+
+// inLarge reports whether b is the output that was appended to chunk.
+func (c *call) inLarge(b []byte) bool {
+	return c.large != nil && len(b) > 0 && &b[0] == &c.large[c.head]
+}
+
+// freeChunk gives the buffer of chunk back, wiped.
 func (c *call) freeChunk() {
-	if c.scratch == nil {
-		return
+	if r, ok := c.result.(*proto.StreamData); ok && c.inLarge(r.Data) {
+		ipc.PutLarge(c.large, c.head+len(r.Data))
 	}
-	if data, ok := c.result.(*proto.StreamData); ok {
-		clear(data.Data)
-		chunks.Put(c.scratch)
-	}
-	c.scratch = nil // without a reply nobody knows how much of it was used: the collector wipes it
+	c.large = nil // where nobody knows how much of it was used, the collector wipes it
 }
 
 // free returns c for another request. A call that somebody may still look at is left to the collector instead.
@@ -230,7 +245,9 @@ func (c *call) answer(e *proto.Error, result proto.Message) {
 		return
 	}
 	c.failure, c.result = e, result
-	c.session.conn.Append(c, frameSize(result))
+	if !c.give() {
+		c.session.conn.Append(c, frameSize(result))
+	}
 }
 
 // frameSize is about what the frame of an answer takes, and no less for those that may be long and come often.

@@ -148,8 +148,19 @@ func appendRequest(dst []byte, id uint64, op string, params Message, o *Options,
 // AppendResponse appends a whole frame, with its length word: the error e, or result when e is nil. Errors wrap
 // ErrTooLarge; dst is then returned as it was.
 func AppendResponse(dst []byte, id uint64, e *Error, result Message) ([]byte, error) {
+	return appendResponse(dst, id, e, result, nil)
+}
+
+// AppendResponseAround is to AppendResponse what AppendRequestAround is to AppendRequest.
+func AppendResponseAround(dst []byte, id uint64, result Message) (frame []byte, hole Hole, err error) {
+	frame, err = appendResponse(dst, id, nil, result, &hole)
+	return frame, hole, err
+}
+
+func appendResponse(dst []byte, id uint64, e *Error, result Message, hole *Hole) ([]byte, error) {
 	f := newEncoder(append(dst, 0, 0, 0, 0))
 	defer f.free()
+	f.hole = hole
 	f.out.b = append(f.out.b, msgpcode.FixedArrayLow|4, typeResponse)
 	f.check(f.encoder.EncodeUint(id))
 	if e != nil {
