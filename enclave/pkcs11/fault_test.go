@@ -3,7 +3,6 @@ package pkcs11_test
 import (
 	"context"
 	"errors"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -100,10 +99,10 @@ func TestLostSessionsAreMended(t *testing.T) {
 	for name, rv := range map[string]string{"SESSION_HANDLE_INVALID": "b3", "SESSION_CLOSED": "b0", "OBJECT_HANDLE_INVALID": "82", "DEVICE_REMOVED": "32",
 		"TOKEN_NOT_PRESENT": "e0", "DEVICE_ERROR": "30", "GENERAL_ERROR": "5", "OPERATION_ACTIVE": "90", "CRYPTOKI_NOT_INITIALIZED": "190"} {
 		t.Run(name, func(t *testing.T) {
-			before := h.objects(t)
+			before := h.Objects(t)
 			module.does(t, "C_EncryptInit 1 rv "+rv)
 			s := enrol(t, e)
-			if made := h.objects(t) - before; made != 1 {
+			if made := h.Objects(t) - before; made != 1 {
 				t.Errorf("%d keys were made for one slot", made)
 			}
 			module.does(t, "C_DecryptInit 1 rv "+rv)
@@ -138,16 +137,6 @@ func TestLostSessionsAreMended(t *testing.T) {
 	if n := module.calls(t, "C_EncryptInit") - before; n != 2 {
 		t.Errorf("the call was made %d times", n)
 	}
-}
-
-// objects is how many objects are in the tokens. SoftHSM names their files by an UUID.
-func (h *softHSM) objects(t *testing.T) int {
-	t.Helper()
-	all, err := filepath.Glob(filepath.Join(h.tokens(), "*", "*-*-*-*-*.object"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return len(all)
 }
 
 // Flags of CK_TOKEN_INFO that SoftHSM never sets.

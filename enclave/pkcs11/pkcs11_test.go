@@ -10,6 +10,7 @@ import (
 	"github.com/kmsd-project/kmsd/enclave"
 	"github.com/kmsd-project/kmsd/enclave/enclavetest"
 	"github.com/kmsd-project/kmsd/enclave/pkcs11"
+	"github.com/kmsd-project/kmsd/enclave/pkcs11/pkcs11test"
 )
 
 func TestConformance(t *testing.T) {
@@ -63,13 +64,13 @@ func TestSurvivesTheHelper(t *testing.T) {
 }
 
 func TestTokenTakenAwayAndPutBack(t *testing.T) {
-	for name, remove := range map[string]func(*softHSM, *testing.T) func(){"token": (*softHSM).remove, "reader": (*softHSM).removeAll} {
+	for name, remove := range map[string]func(*pkcs11test.SoftHSM, *testing.T) func(){"token": (*pkcs11test.SoftHSM).Remove, "reader": (*pkcs11test.SoftHSM).RemoveAll} {
 		t.Run(name, func(t *testing.T) {
 			h := newSoftHSM(t)
 			e := h.open(t, h.spec())
 			s := enrol(t, e)
 			before := helpers(t)
-			putBack := remove(h, t)
+			putBack := remove(h.SoftHSM, t)
 			if _, err := e.Wrap(t.Context(), s.secret, aad); !errors.Is(err, enclave.ErrAbsent) {
 				t.Errorf("wrap without a token: %v", err)
 			}
@@ -111,7 +112,7 @@ func TestTokenAwayForAMoment(t *testing.T) {
 	h := newSoftHSM(t)
 	e := h.open(t, h.spec())
 	s := enrol(t, e)
-	putBack := h.remove(t)
+	putBack := h.Remove(t)
 	time.Sleep(100 * time.Millisecond)
 	putBack()
 	if err := s.unwrap(t.Context(), e, pin()); err != nil {
@@ -127,7 +128,7 @@ func TestTokenInitialisedAgainByAnotherProcess(t *testing.T) {
 			spec.Guard = guard
 			e := h.open(t, spec)
 			s := enrol(t, e)
-			h.initialiseAgain(t)
+			h.InitialiseAgain(t)
 			for range 3 {
 				err := s.unwrap(t.Context(), e, pin())
 				var typed *enclave.Error
@@ -158,11 +159,11 @@ func TestAnotherTokenWithTheLabel(t *testing.T) {
 	serial := e.Info().Binding
 	e.Close()
 
-	h.addToken(t, label, userPIN)
+	h.AddToken(t, pkcs11test.Label)
 	if err := s.unwrap(t.Context(), h.dial(t, h.spec()), pin()); !errors.Is(err, enclave.ErrMisconfigured) {
 		t.Errorf("two tokens with the label: %v", err)
 	}
-	byLocation, err := pkcs11.ParseSpec(pkcs11.Spec{Module: h.module, Token: label, Serial: serial}.Location())
+	byLocation, err := pkcs11.ParseSpec(pkcs11.Spec{Module: h.Module, Token: pkcs11test.Label, Serial: serial}.Location())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -170,14 +171,14 @@ func TestAnotherTokenWithTheLabel(t *testing.T) {
 		t.Errorf("by serial: %v", err)
 	}
 
-	softHSMUtil(t, "--delete-token", "--serial", serial)
+	h.DeleteToken(t, serial)
 	if err := s.unwrap(t.Context(), h.dial(t, byLocation), pin()); !errors.Is(err, enclave.ErrReplaced) {
 		t.Errorf("only the other token is left, by serial and label: %v", err)
 	}
 	if err := s.unwrap(t.Context(), h.dial(t, h.spec()), pin()); !errors.Is(err, enclave.ErrReplaced) {
 		t.Errorf("only the other token is left, by label: %v", err)
 	}
-	onlySerial := pkcs11.Spec{Module: h.module, Serial: serial}
+	onlySerial := pkcs11.Spec{Module: h.Module, Serial: serial}
 	if err := s.unwrap(t.Context(), h.dial(t, onlySerial), pin()); !errors.Is(err, enclave.ErrAbsent) {
 		t.Errorf("only the other token is left, by serial: %v", err)
 	}
@@ -186,7 +187,7 @@ func TestAnotherTokenWithTheLabel(t *testing.T) {
 // A wrong PIN in one context leaves the others alone: the same token in another process, and another token of the same module.
 func TestWrongPINDisturbsNobodyElse(t *testing.T) {
 	h := newSoftHSM(t)
-	h.addToken(t, "other", userPIN)
+	h.AddToken(t, "other")
 	other := h.spec()
 	other.Token = "other"
 	e, neighbour := h.open(t, h.spec()), h.open(t, other)

@@ -12,6 +12,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"errors"
+	"math/big"
 	"slices"
 	"strings"
 	"sync"
@@ -234,7 +235,7 @@ func TestEveryMechanism(t *testing.T) {
 			}
 		})
 	}
-	if n := h.objects(t); n != 0 && !testing.Short() {
+	if n := h.Objects(t); n != 0 && !testing.Short() {
 		t.Errorf("%d objects are left on the token", n)
 	}
 }
@@ -311,10 +312,9 @@ func TestWhatDoesNotDecrypt(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	pkcs1, err := rsa.EncryptPKCS1v15(rand.Reader, public, []byte("x")) //nolint:staticcheck // it must be refused
-	if err != nil {
-		t.Fatal(err)
-	}
+	block := append([]byte{0, 2}, bytes.Repeat([]byte{7}, 254)...) // RFC 8017 section 7.2.1
+	block[250] = 0
+	pkcs1 := new(big.Int).Exp(new(big.Int).SetBytes(block), big.NewInt(int64(public.E)), public.N).FillBytes(make([]byte, 256))
 	flipped := bytes.Clone(sealed)
 	flipped[9] ^= 4
 	texts := map[string]bool{}
@@ -393,7 +393,7 @@ func TestTokenTakenAwayInUse(t *testing.T) {
 	}
 	for range 3 {
 		time.Sleep(30 * time.Millisecond)
-		putBack := h.remove(t)
+		putBack := h.Remove(t)
 		time.Sleep(30 * time.Millisecond)
 		putBack()
 		soon(t, func() error { return e.Login(t.Context(), pin()) })
@@ -435,7 +435,7 @@ func TestGenerateGivenUp(t *testing.T) {
 	h := newSoftHSM(t)
 	e := h.open(t, h.spec())
 	k := generate(t, e, keyspec.ECDSAP256, keyspec.Sign)
-	before, processes := h.objects(t), helpers(t)
+	before, processes := h.Objects(t), helpers(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 	defer cancel()
 	_, _, err := e.Generate(ctx, newSpec(keyspec.RSA3072, keyspec.Sign))
@@ -453,9 +453,9 @@ func TestGenerateGivenUp(t *testing.T) {
 	}
 	// A key of the same token waits until the token is done.
 	generate(t, e, keyspec.ECDSAP256, keyspec.Sign)
-	for end := time.Now().Add(20 * time.Second); h.objects(t) != before+2; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(20 * time.Second); h.Objects(t) != before+2; time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("%d objects on the token, want %d", h.objects(t), before+2)
+			t.Fatalf("%d objects on the token, want %d", h.Objects(t), before+2)
 		}
 	}
 }

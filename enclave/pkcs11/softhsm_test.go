@@ -17,12 +17,7 @@ import (
 	"github.com/kmsd-project/kmsd/enclave"
 	"github.com/kmsd-project/kmsd/enclave/helper"
 	"github.com/kmsd-project/kmsd/enclave/pkcs11"
-)
-
-const (
-	userPIN = "1234567"
-	soPIN   = "87654321"
-	label   = "kmsd test"
+	"github.com/kmsd-project/kmsd/enclave/pkcs11/pkcs11test"
 )
 
 var aad = enclave.SlotAAD([16]byte{11})
@@ -56,27 +51,15 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// softHSM is a directory of tokens of SoftHSM with one token in it.
+// softHSM is a token, and the spawner whose helpers see it.
 type softHSM struct {
-	dir     string
-	module  string
+	*pkcs11test.SoftHSM
 	spawner *helper.Spawner
 }
 
-// newSoftHSM makes the token, and the spawner whose helpers see it.
 func newSoftHSM(t *testing.T) *softHSM {
 	t.Helper()
-	h := &softHSM{dir: t.TempDir(), module: softHSMModule(t)}
-	if err := os.Mkdir(h.tokens(), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	config := filepath.Join(h.dir, "softhsm2.conf")
-	content := "directories.tokendir = " + h.tokens() + "\nobjectstore.backend = file\nlog.level = ERROR\n"
-	if err := os.WriteFile(config, []byte(content), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	t.Setenv("SOFTHSM2_CONF", config)
-	h.addToken(t, label, userPIN)
+	h := &softHSM{SoftHSM: pkcs11test.New(t)}
 	h.startSpawner(t)
 	return h
 }
@@ -93,68 +76,7 @@ func (h *softHSM) startSpawner(t *testing.T) {
 	t.Cleanup(func() { h.spawner.Close() })
 }
 
-// softHSMModule finds the module of the package softhsm2.
-func softHSMModule(t *testing.T) string {
-	t.Helper()
-	for _, path := range []string{"/usr/lib/softhsm/libsofthsm2.so", "/usr/lib64/softhsm/libsofthsm2.so", "/usr/lib64/pkcs11/libsofthsm2.so"} {
-		if _, err := os.Stat(path); err == nil {
-			return path
-		}
-	}
-	t.Fatal("SoftHSM is not installed: apt-get install softhsm2")
-	return ""
-}
-
-func (h *softHSM) tokens() string { return filepath.Join(h.dir, "tokens") }
-
-func softHSMUtil(t *testing.T, args ...string) {
-	t.Helper()
-	if out, err := exec.Command("softhsm2-util", args...).CombinedOutput(); err != nil {
-		t.Fatalf("softhsm2-util %v: %v\n%s", args, err, out)
-	}
-}
-
-func (h *softHSM) addToken(t *testing.T, label, pin string) {
-	t.Helper()
-	softHSMUtil(t, "--init-token", "--free", "--label", label, "--pin", pin, "--so-pin", soPIN)
-}
-
-// initialiseAgain does what another process may do any time: the token keeps its label, its PIN, and even its serial.
-func (h *softHSM) initialiseAgain(t *testing.T) {
-	t.Helper()
-	softHSMUtil(t, "--init-token", "--token", label, "--label", label, "--pin", userPIN, "--so-pin", soPIN, "--force")
-}
-
-// remove takes the token away, and returns how to put it back.
-func (h *softHSM) remove(t *testing.T) (putBack func()) {
-	t.Helper()
-	all, err := filepath.Glob(filepath.Join(h.tokens(), "*"))
-	if err != nil || len(all) != 1 {
-		t.Fatalf("tokens %v, %v", all, err)
-	}
-	return move(t, all[0], filepath.Join(h.dir, "away"))
-}
-
-// removeAll takes the whole reader away.
-func (h *softHSM) removeAll(t *testing.T) (putBack func()) {
-	t.Helper()
-	return move(t, h.tokens(), filepath.Join(h.dir, "away"))
-}
-
-func move(t *testing.T, from, to string) (back func()) {
-	t.Helper()
-	if err := os.Rename(from, to); err != nil {
-		t.Fatal(err)
-	}
-	return func() {
-		t.Helper()
-		if err := os.Rename(to, from); err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
-func (h *softHSM) spec() pkcs11.Spec { return pkcs11.Spec{Module: h.module, Token: label} }
+func (h *softHSM) spec() pkcs11.Spec { return pkcs11.Spec{Module: h.Module, Token: pkcs11test.Label} }
 
 func (h *softHSM) dial(t *testing.T, s pkcs11.Spec) *helper.Resident {
 	t.Helper()
@@ -176,7 +98,7 @@ func (h *softHSM) open(t *testing.T, s pkcs11.Spec) *helper.Resident {
 	return e
 }
 
-func pin() enclave.Auth { return enclave.Auth{Secret: []byte(userPIN)} }
+func pin() enclave.Auth { return enclave.Auth{Secret: []byte(pkcs11test.PIN)} }
 
 func wrongPIN() enclave.Auth { return enclave.Auth{Secret: []byte("7654321")} }
 
@@ -214,19 +136,19 @@ type stub struct{ control string }
 // newStub compiles the module for one test and lets the token be reached through it.
 func newStub(t *testing.T, h *softHSM) *stub {
 	t.Helper()
-	s := &stub{control: filepath.Join(h.dir, "control")}
+	s := &stub{control: filepath.Join(h.Dir, "control")}
 	out, err := exec.Command("go", "list", "-m", "-json", "github.com/miekg/pkcs11").Output()
 	var headers struct{ Dir string }
 	if err != nil || json.Unmarshal(out, &headers) != nil || headers.Dir == "" {
 		t.Fatalf("the headers of PKCS#11: %v", err)
 	}
-	module := filepath.Join(h.dir, "stub.so")
+	module := filepath.Join(h.Dir, "stub.so")
 	gcc := exec.Command("gcc", "-shared", "-fPIC", "-O1", "-w", "-I", headers.Dir, "-o", module, "testdata/stub.c",
-		"-DREAL="+strconv.Quote(h.module), "-DCONTROL="+strconv.Quote(s.control), "-ldl", "-lpthread")
+		"-DREAL="+strconv.Quote(h.Module), "-DCONTROL="+strconv.Quote(s.control), "-ldl", "-lpthread")
 	if out, err := gcc.CombinedOutput(); err != nil {
 		t.Fatalf("gcc: %v\n%s", err, out)
 	}
-	h.module = module
+	h.Module = module
 	return s
 }
 
