@@ -6,7 +6,6 @@ import (
 	"crypto"
 	"crypto/hmac"
 	"crypto/x509"
-	"errors"
 
 	"github.com/google/go-tpm/tpm2"
 
@@ -18,10 +17,6 @@ const (
 	labelKey   = "kmsd tpm key auth v1"
 	labelCheck = "kmsd tpm key check v1"
 )
-
-// ErrDecryption says that a ciphertext does not decrypt under the key. It comes wrapped together with enclave.ErrCorrupt, and is the same
-// for every cause, so that it answers no questions about the padding (RFC 8017 section 7.1.2).
-var ErrDecryption = errors.New("the ciphertext does not decrypt under this key")
 
 // Resident keys are kept outside the TPM, encrypted by it under its storage key; inside they are only during an operation. So their number
 // is not limited, and nothing is lost when the TPM loses its volatile memory. The auth value of a key is derived from Spec.AAD: a blob that
@@ -133,7 +128,7 @@ func (t *TPM) Do(ctx context.Context, b enclave.Blob, op enclave.Op, dst []byte)
 			return nil, unsupported("OAEP label for a TPM that does not end in its only zero byte")
 		}
 		if size := int(a.bits / 8); len(op.Input) != size {
-			return nil, corrupt("ciphertext", ErrDecryption)
+			return nil, errDecryption
 		}
 		do = r.decrypt
 	case keyspec.MAC:
@@ -164,6 +159,9 @@ func (t *TPM) Do(ctx context.Context, b enclave.Blob, op enclave.Op, dst []byte)
 	defer clear(result)
 	return append(dst[:0], result...), nil
 }
+
+// errDecryption is the same for every cause, so that it answers no questions about the padding (RFC 8017 section 7.1.2).
+var errDecryption = &enclave.Error{Kind: enclave.ErrDecryption}
 
 func errOtherRecord(cause error) error { return corrupt("the key belongs to another record", cause) }
 

@@ -124,7 +124,7 @@ func (r *use) decrypt(d *device, root, o *object, auth []byte) ([]byte, error) {
 		}
 	}
 	if isOneOf(err, tpm2.TPMRCValue, tpm2.TPMRCSize) {
-		return nil, corrupt("ciphertext", ErrDecryption)
+		return nil, errDecryption
 	}
 	if err != nil {
 		return nil, err
