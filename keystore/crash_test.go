@@ -17,6 +17,7 @@ import (
 func TestKillingTheProcessLosesNothingAcknowledged(t *testing.T) {
 	t.Parallel()
 	s, c := boundStore(t)
+	mustApply(t, s, guardedKey("app0", fixedGuard()))
 	dir := s.config.Dir
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
@@ -50,6 +51,9 @@ func TestKillingTheProcessLosesNothingAcknowledged(t *testing.T) {
 	}
 	c.value = lastCount(acks, c.now())
 	s = mustOpenBound(t, dir, c)
+	if err := s.OpenNamespace("app0", fixedGuard().Key); err != nil {
+		t.Fatal(err)
+	}
 	if err := acknowledged(s, acks); err != nil {
 		t.Fatal(err)
 	}

@@ -30,8 +30,7 @@ func TestBitFlipsNeverGiveAWrongAnswer(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)
 	const keys = 150
-	changes := []Change{testKey("app0", keyspec.Ed25519, 32)}
-	mustApply(t, s, changes...)
+	mustApply(t, s, testKey("app0", keyspec.Ed25519, 32), guardedKey("app1", fixedGuard()))
 	for i := range keys {
 		mustApply(t, s, testKey(fmt.Sprintf("app%d/k%d", i%2, i), keyspec.Ed25519, 32))
 	}
@@ -131,10 +130,16 @@ func examineDamaged(t *testing.T, config Config, keys int, rnd *rand.Rand) error
 		return err
 	}
 	var outcome error
+	if err := s.OpenNamespace("app1", fixedGuard().Key); err != nil {
+		if !acceptable(err) {
+			t.Fatalf("opening the namespace: %v", err)
+		}
+		outcome = errUsable
+	}
 	ask := func(i int) {
 		name := fmt.Sprintf("app%d/k%d", i%2, i)
 		if err := keyError(s, name, 32); err != nil {
-			if !acceptable(err) {
+			if !acceptable(err) && !(errors.Is(err, ErrNamespaceClosed) && outcome != nil) {
 				t.Fatalf("%s: %v", name, err)
 			}
 			outcome = errUsable
@@ -148,7 +153,7 @@ func examineDamaged(t *testing.T, config Config, keys int, rnd *rand.Rand) error
 		if err != nil && !acceptable(err) {
 			t.Fatalf("listing: %v", err)
 		}
-		if err == nil && len(list) != keys+1 && s.Info().Damaged == 0 {
+		if err == nil && len(list) != keys+2 && s.Info().Damaged == 0 {
 			t.Fatalf("a list of %d keys, and no sign of damage", len(list))
 		}
 		report, err := s.Verify(context.Background(), nil)

@@ -62,8 +62,9 @@ func FuzzRecord(f *testing.F) {
 
 func FuzzMetadata(f *testing.F) {
 	c := testKey("app/k", keyspec.Ed25519, 32)
-	f.Add((&metadata{Key: *c.Key, wrapping: 2}).encode())
+	f.Add((&metadata{Key: *c.Key, wrapping: 2, escrow: keyspec.EscrowNone}).encode())
 	c.Key.Limited, c.Key.UsesLeft = true, 3
+	c.Key.Versions[0].aliases = [][32]byte{{1}, {2}}
 	f.Add((&metadata{Key: *c.Key}).encode())
 	f.Fuzz(func(t *testing.T, b []byte) {
 		m, err := decodeMetadata(b)
@@ -74,6 +75,20 @@ func FuzzMetadata(f *testing.F) {
 		again, err := decodeMetadata(m.encode())
 		if err != nil || !bytes.Equal(again.encode(), m.encode()) {
 			t.Fatalf("encoding is not stable: %v", err)
+		}
+	})
+}
+
+func FuzzWrappedKey(f *testing.F) {
+	f.Add((&wrappedKey{check: [32]byte{1}, blob: []byte("blob"), escrow: []byte("age")}).encode())
+	f.Fuzz(func(t *testing.T, b []byte) {
+		g, err := decodeWrappedKey(b)
+		if err != nil {
+			decodeError(t, err)
+			return
+		}
+		if !bytes.Equal(g.encode(), b) {
+			t.Fatal("encoding is not the inverse of decoding")
 		}
 	})
 }
@@ -136,7 +151,7 @@ func FuzzHead(f *testing.F) {
 }
 
 func FuzzManifest(f *testing.F) {
-	m := Manifest{Created: testTime, Escrow: []string{"a"}, AuditHead: []byte("h")}
+	m := Manifest{Created: testTime, Escrow: []string{"a"}, AuditHead: []byte("h"), Guarded: []GuardedNamespace{{Name: "a", Escrow: keyspec.EscrowNone}}}
 	f.Add(m.encode())
 	f.Fuzz(func(t *testing.T, b []byte) {
 		m, err := decodeManifest(b)

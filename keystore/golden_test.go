@@ -25,7 +25,13 @@ func goldenDir(format int) string { return filepath.Join("testdata", fmt.Sprintf
 const (
 	goldenIdentityFile = "backup.identity" // opens the golden backup; it protects nothing
 	goldenDerivedFile  = "derived.hex"     // what DeriveSecret("golden") gives
+	goldenCounterFile  = "counter"         // what the counter shows that the golden store is bound to
 )
+
+// goldenGuard is the wrapping key of the guarded namespace in the golden store, 32 bytes 03.
+func goldenGuard() *NamespaceGuard {
+	return &NamespaceGuard{Blob: []byte("golden blob"), Key: bytes.Repeat([]byte{3}, keySize), Escrow: keyspec.EscrowRecipients}
+}
 
 func TestMakeGoldenStore(t *testing.T) {
 	dir := goldenDir(Format)
@@ -74,10 +80,16 @@ func TestMakeGoldenStore(t *testing.T) {
 		many = append(many, testKey(fmt.Sprintf("many/k%d", i), keyspec.Ed25519, 32))
 	}
 	mustApply(t, s, many...)
+	mustApply(t, s, guardedKey("guarded", goldenGuard()))
+	mustApply(t, s, testKey("guarded/k", keyspec.Ed25519, 32))
 	if _, err := s.AddSlot(ctx, testSlot(2)); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.RotateEpoch(ctx, nil); err != nil {
+		t.Fatal(err)
+	}
+	counter := newCounter()
+	if err := s.BindCounter(ctx, "test:/dev/counter", counter); err != nil {
 		t.Fatal(err)
 	}
 	backup, _ := testBackup(t, s, id)
@@ -105,6 +117,7 @@ func TestMakeGoldenStore(t *testing.T) {
 	}
 	for name, content := range map[string]string{
 		"backup.age": string(backup), goldenIdentityFile: id.String() + "\n", goldenDerivedFile: fmt.Sprintf("%x\n", derived),
+		goldenCounterFile: fmt.Sprintln(counter.now()),
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644); err != nil {
 			t.Fatal(err)
@@ -124,16 +137,27 @@ func TestStoreOfFormat1Opens(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	text, err := os.ReadFile(filepath.Join(goldenDir(1), goldenCounterFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	counter := newCounter()
+	if _, err := fmt.Sscan(string(text), &counter.value); err != nil {
+		t.Fatal(err)
+	}
 	s, err := Open(ctx, testConfig(t, dir))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer s.Close()
+	defer func() { s.Close() }()
 	for slot := range uint32(2) {
 		s.Lock()
-		if err := s.Unlock(ctx, slot+1, testSecret(byte(slot+1))); err != nil {
+		if err := s.UnlockWith(ctx, slot+1, testSecret(byte(slot+1)), UnlockOptions{Counter: counter}); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if slot := s.Slots()[1]; s.CounterLocation() != "test:/dev/counter" || slot.Location != "test:/dev/slot" {
+		t.Errorf("%q %+v", s.CounterLocation(), slot)
 	}
 	checkGolden(t, s)
 	// It can be worked with, too.
@@ -145,19 +169,26 @@ func TestStoreOfFormat1Opens(t *testing.T) {
 	if err := s.RotateEpoch(ctx, nil); err != nil {
 		t.Fatal(err)
 	}
-	s = reopen(t, s)
+	s.Close()
+	s = mustOpenBound(t, dir, counter)
 	checkKey(t, s, "golden/full", 32)
 	checkKey(t, s, "golden/late", 32)
 }
 
 func checkGolden(t *testing.T, s *Store) {
 	t.Helper()
-	if info := s.Info(); info.Keys != 46 || info.Epoch != 2 || len(info.Escrow) != 1 || !strings.HasPrefix(info.Escrow[0], "age1") {
+	if info := s.Info(); info.Keys != 48 || info.Guarded != 1 || info.WithoutEscrow != 0 || info.Epoch != 2 || len(info.Escrow) != 1 || !strings.HasPrefix(info.Escrow[0], "age1") {
 		t.Fatalf("%+v", info)
 	}
 	for name, size := range map[string]int{"golden": 256, "golden/full": 32, "golden/unbound": 66, "golden/rotated": 32, "other/before": 32, "many/k0": 32, "many/k39": 32} {
 		checkKey(t, s, name, size)
 	}
+	checkState(t, s, "guarded", NamespaceState{Guarded: true, Blob: goldenGuard().Blob, Escrow: keyspec.EscrowRecipients})
+	if err := s.OpenNamespace("guarded", goldenGuard().Key); err != nil {
+		t.Fatal(err)
+	}
+	checkKey(t, s, "guarded", 900)
+	checkKey(t, s, "guarded/k", 32)
 	k, err := s.Get("golden/full")
 	if err != nil {
 		t.Fatal(err)
@@ -197,7 +228,7 @@ func checkGolden(t *testing.T, s *Store) {
 		t.Errorf("derived secret %x, want %s (%v)", secret, derived, err)
 	}
 	report, err := s.Verify(context.Background(), nil)
-	if err != nil || len(report.Damaged) != 0 || report.Keys != 46 || report.Orphans != 0 {
+	if err != nil || len(report.Damaged) != 0 || report.Keys != 48 || report.Orphans != 0 || report.Unopened != 0 {
 		t.Errorf("%+v %v", report, err)
 	}
 }
@@ -220,7 +251,10 @@ func TestBackupOfFormat1IsRestored(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	if m.Keys != 46 || string(m.AuditHead) != "head" || string(m.PolicyDigest) != "digest" {
+	if key, err := s.EscrowedNamespaceKey("guarded", ids); err != nil || !bytes.Equal(key, goldenGuard().Key) {
+		t.Errorf("escrow: %v", err)
+	}
+	if m.Keys != 48 || len(m.Guarded) != 1 || m.Guarded[0].Name != "guarded" || string(m.AuditHead) != "head" || string(m.PolicyDigest) != "digest" {
 		t.Errorf("%+v", m)
 	}
 	checkGolden(t, s)

@@ -81,6 +81,10 @@ func writerMain(dir string, limit int, counter *testCounter) {
 		fmt.Println("failed", err)
 		os.Exit(3)
 	}
+	if err := s.OpenNamespace("app0", fixedGuard().Key); err != nil {
+		fmt.Println("failed", err)
+		os.Exit(3)
+	}
 	start := int(s.Info().Keys)
 	var mu sync.Mutex
 	next, done := start, 0
@@ -138,6 +142,22 @@ func writerMain(dir string, limit int, counter *testCounter) {
 					fail(s.Apply(context.Background(), Commit{Changes: []Change{{Key: k}}}))
 					say("destroy %s", name)
 				}
+				if i%25 == 10 {
+					k, err := s.Get("app0")
+					fail(err)
+					n := k.Current + 1
+					k.Versions[len(k.Versions)-1].State = keyspec.Deactivated
+					k.Versions = append(k.Versions, Version{Number: n, State: keyspec.Active})
+					k.Current = n
+					err = s.Apply(context.Background(), Commit{Changes: []Change{{
+						Key: k, Material: map[keyspec.Version][]byte{n: testMaterial("app0", n, 900)}, Public: map[keyspec.Version]Public{n: testPublic("app0", n)},
+						Guard: fixedGuard(),
+					}}})
+					if !errors.Is(err, ErrConflict) { // another one did the same
+						fail(err)
+						say("wrap app0@%d", n)
+					}
+				}
 				if i%40 == 20 {
 					fail(s.RotateRoot(context.Background()))
 				}
@@ -178,6 +198,17 @@ func acknowledged(s *Store, list []string) error {
 	for _, line := range list {
 		what, name, _ := strings.Cut(line, " ")
 		if what+" " == counterLine {
+			continue
+		}
+		if what == "wrap" {
+			ref, _ := keyspec.ParseRef(name)
+			k, err := s.Get(ref.Name)
+			if err == nil {
+				err = keyError(s, string(ref.Name), 900)
+			}
+			if err != nil || k.Current < ref.Version {
+				return fmt.Errorf("%s: %v", line, err)
+			}
 			continue
 		}
 		if err := keyError(s, name, 32); err != nil {
@@ -232,6 +263,9 @@ func examine(dir, acks string, n int, count uint64) string {
 	defer s.Close()
 	if err := s.UnlockWith(context.Background(), 1, testSecret(1), UnlockOptions{Counter: &testCounter{value: count}}); err != nil {
 		return "refused: " + oneLine(err)
+	}
+	if err := s.OpenNamespace("app0", fixedGuard().Key); err != nil {
+		return "LOST: " + oneLine(err)
 	}
 	b, err := os.ReadFile(acks)
 	if err != nil {

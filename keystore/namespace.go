@@ -477,6 +477,9 @@ func (s *Store) unguard(next, old *metadata, meta *entry, key []byte) ([]byte, e
 
 // checkGuards makes sure that a commit which has a device guard a namespace makes no keys in it, since they would not be guarded.
 func (c *Commit) checkGuards() error {
+	if !slices.ContainsFunc(c.Changes, func(o Change) bool { return o.Guard != nil }) {
+		return nil
+	}
 	for i := range c.Changes {
 		k := c.Changes[i].Key
 		if k == nil || k.Name.IsModule() {
@@ -485,7 +488,9 @@ func (c *Commit) checkGuards() error {
 		if c.Changes[i].Guard != nil {
 			return fmt.Errorf("%w: %s is not a module key", ErrInvalid, k.Name)
 		}
-		guards := func(o Change) bool { return o.Guard != nil && o.Key.Name == keyspec.Name(k.Name.Namespace()) }
+		guards := func(o Change) bool {
+			return o.Guard != nil && o.Key != nil && o.Key.Name == keyspec.Name(k.Name.Namespace())
+		}
 		if len(c.Changes[i].Material) > 0 && slices.ContainsFunc(c.Changes, guards) {
 			return fmt.Errorf("%w: %s is made together with the guard of its namespace", ErrInvalid, k.Name)
 		}

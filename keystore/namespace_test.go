@@ -28,6 +28,11 @@ func testGuard(escrow keyspec.Escrow) *NamespaceGuard {
 	return g
 }
 
+// fixedGuard is the same in every process.
+func fixedGuard() *NamespaceGuard {
+	return &NamespaceGuard{Blob: []byte("blob"), Key: testMaterial("guard", 1, keySize), Escrow: keyspec.EscrowNone}
+}
+
 // guardedKey is the change that creates a module key which guards its namespace.
 func guardedKey(name string, g *NamespaceGuard) Change {
 	c := testKey(name, keyspec.RSA2048, 900) // its material is a device's blob

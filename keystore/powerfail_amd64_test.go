@@ -106,7 +106,7 @@ func TestPowerFailureLosesNothingAcknowledged(t *testing.T) {
 	s, c := boundStore(t)
 	dir := s.config.Dir
 	// Nearly as much as the file holds at first, so that it has to grow while it is recorded.
-	mustApply(t, s, testKey("app0", keyspec.Ed25519, 32))
+	mustApply(t, s, guardedKey("app0", fixedGuard()))
 	for i, used := 0, int64(0); used < minDatabase-150<<10; i++ {
 		mustApply(t, s, testKey(fmt.Sprint("fill/k", i), keyspec.Ed25519, 32))
 		if err := s.db.View(func(tx *bolt.Tx) error { used = tx.Size(); return nil }); err != nil {

@@ -9,6 +9,7 @@ import (
 	"crypto/hpke"
 	"crypto/sha256"
 	"encoding/binary"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -28,18 +29,18 @@ func TestFormatDocumentIsEnough(t *testing.T) {
 	r := &reader{t: t, b: file}
 	r.take(16 + 2 + 2)
 	store := r.take(16)
-	r.take(16 + 8 + 8 + 1 + 4)
+	instance := r.take(16)
+	r.take(8 + 8 + 1 + 4)
 	epochs := map[uint32][]byte{}
 	for range r.uint(1) {
 		n := uint32(r.uint(4))
 		epochs[n] = r.take(60)
 	}
 	lifetime := r.take(60)
-	if r.uint(1) == 1 { // bound to a counter
-		r.take(16)
-		r.bytes(2)
-		r.take(8)
+	if r.uint(1) != 1 {
+		t.Fatal("it is bound to no counter")
 	}
+	counterID, location, count := r.take(16), string(r.bytes(2)), r.uint(8)
 	for range r.uint(1) {
 		r.bytes(2)
 	}
@@ -91,6 +92,11 @@ func TestFormatDocumentIsEnough(t *testing.T) {
 		epochs[n] = open(t, wrapping, wrapAAD("epoch", n), w)
 	}
 	index := expand(lifetime, "kmsd index v1")
+	shows, err := os.ReadFile(filepath.Join(dir, "counter"))
+	if err != nil || location != "test:/dev/counter" || fmt.Sprintln(count) != string(shows) ||
+		!bytes.Equal(counterID, expand(lifetime, "kmsd secret v1\x00kmsd counter v1"+string(instance))[:16]) {
+		t.Fatalf("counter %x of %s at %d, %v", counterID, location, count, err)
+	}
 
 	// A copy, since bbolt locks what it opens.
 	b, err := os.ReadFile(filepath.Join(dir, "store.db"))
@@ -185,6 +191,29 @@ func TestFormatDocumentIsEnough(t *testing.T) {
 	if !bytes.Equal(got, want[:]) {
 		t.Fatalf("material %x, want %x", got, want)
 	}
+	// The same in a namespace that a device guards, whose wrapping key is 32 bytes 03.
+	guardedKey := recordKey("guarded", 0)
+	_, guardedDEK, flags := lookup(guardedKey)
+	if flags != 4 {
+		t.Fatalf("flags %d", flags)
+	}
+	g := &reader{t: t, b: record("material", guardedKey, guardedDEK, nil)}
+	format, check, blob := g.uint(1), g.take(32), g.bytes(2)
+	three := bytes.Repeat([]byte{3}, 32)
+	if format != 1 || string(blob) != "golden blob" || !bytes.Equal(check, hmacOf(three, []byte("kmsd namespace check v1\x00"), store, []byte("guarded"))) {
+		t.Fatalf("guard %d %q", format, blob)
+	}
+	key = recordKey("guarded/k", 1)
+	revision, dek, flags = lookup(key)
+	bound, err = hkdf.Key(sha256.New, dek, three, "kmsd namespace v1"+string(key), 32)
+	if err != nil || flags != 2 {
+		t.Fatal(err, flags)
+	}
+	want = sha256.Sum256([]byte("material guarded/k 1 0"))
+	if got := record("material", key, bound, revision); !bytes.Equal(got, want[:]) {
+		t.Fatalf("material %x, want %x", got, want)
+	}
+	key = recordKey("golden/full", 1)
 	metaKey := recordKey("golden/full", 0)
 	revision, dek, _ = lookup(metaKey)
 	m := &reader{t: t, b: record("meta", metaKey, dek, revision)}
