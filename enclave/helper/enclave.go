@@ -8,6 +8,7 @@ import (
 	"io"
 	"maps"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/kmsd-project/kmsd/enclave"
@@ -283,7 +284,7 @@ func (s *session) read() {
 				return
 			}
 			detail := "the connection to the helper broke"
-			if errors.Is(err, io.EOF) {
+			if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) {
 				detail = "the helper for " + s.kind + " stopped"
 				err = nil
 			}

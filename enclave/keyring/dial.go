@@ -12,6 +12,7 @@ import (
 const (
 	ParamDir        = "dir"        // of the file backend: its directory
 	ParamCollection = "collection" // of the Secret Service: the name of the collection, DefaultCollection if empty
+	ParamAnswer     = "answer"     // of the Secret Service: how long it may take for an answer, a duration; ten seconds if empty
 	ParamPrompt     = "prompt"     // of the Secret Service: how long its own prompt waits for a person, a duration; a minute if empty
 )
 

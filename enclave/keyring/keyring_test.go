@@ -404,7 +404,10 @@ func TestNoDBusDaemonIsStarted(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Setenv("PATH", bin+":/usr/bin:/bin")
-	os.Unsetenv("DBUS_SESSION_BUS_ADDRESS")
+	for _, name := range []string{"DBUS_SESSION_BUS_ADDRESS", "XDG_RUNTIME_DIR"} {
+		t.Setenv(name, "") // restored with the test
+		os.Unsetenv(name)
+	}
 
 	// The control: without our environment the very same program does call it, merely by starting.
 	control := exec.Command(program(t), "-version")
@@ -420,6 +423,10 @@ func TestNoDBusDaemonIsStarted(t *testing.T) {
 	m := enrolled(t)
 	if err := m.unwrap(t.Context()); err != nil {
 		t.Fatal(err)
+	}
+	// Even the one that wants a bus starts none.
+	if _, err := keyring.DialSecretService(m.spawner).Wrap(t.Context(), m.secret, aad); !errors.Is(err, enclave.ErrAbsent) || !strings.Contains(err.Error(), "no session bus") {
+		t.Errorf("Secret Service without a bus: %v", err)
 	}
 	if _, err := os.Stat(mark); err == nil {
 		t.Error("dbus-launch was called")

@@ -212,7 +212,8 @@ func TestSecretServiceFaults(t *testing.T) {
 	d.stopService()
 	d.stopBus()
 	m.refused("no bus", enclave.ErrAbsent, "")
-	m.refused("no bus, next call", enclave.ErrAbsent, "session")
+	m.unwrap(5 * time.Second) // this one may meet the helper that ends
+	m.refused("no bus, with a new helper", enclave.ErrAbsent, "session")
 	d.startBus()
 	d.login()
 	m.opensWithin(2 * time.Second)
@@ -226,6 +227,9 @@ func TestSecretServiceFaults(t *testing.T) {
 	if h := m.enclave.Health(ctx); h.State != enclave.Absent {
 		t.Errorf("a service that hangs: %+v", h)
 	}
+	m.dial(map[string]string{keyring.ParamAnswer: "200ms"})
+	m.refused("a service that hangs, with time to wait", enclave.ErrAbsent, "restart the keyring")
+	m.dial(nil)
 	d.fake("nonsense")
 	m.refused("nonsense", enclave.ErrMisconfigured, "")
 	m.health(enclave.Misconfigured, "")
@@ -274,6 +278,7 @@ func TestSecretServiceParameters(t *testing.T) {
 		{keyring.ParamCollection, "other", enclave.ErrAbsent},
 		{keyring.ParamPrompt, "soon", enclave.ErrMisconfigured},
 		{keyring.ParamPrompt, "-1s", enclave.ErrMisconfigured},
+		{keyring.ParamAnswer, "0", enclave.ErrMisconfigured},
 	} {
 		e := helper.New(startSpawner(t), helper.Config{Kind: keyring.SecretServiceKind, Params: map[string]string{test.name: test.value}})
 		if _, err := e.Wrap(t.Context(), make([]byte, enclave.SecretSize), aad); !errors.Is(err, test.want) {

@@ -19,9 +19,9 @@ import (
 	"github.com/kmsd-project/kmsd/enclave/keyring/ring"
 )
 
-// callTimeout bounds what the Secret Service does by itself, promptTimeout what a person is asked for.
+// answerTimeout bounds what the Secret Service does by itself, promptTimeout what a person is asked for.
 const (
-	callTimeout   = 10 * time.Second
+	answerTimeout = 10 * time.Second
 	promptTimeout = 60 * time.Second
 )
 
@@ -45,6 +45,7 @@ const (
 type secrets struct {
 	collection string
 	attended   bool // a person can answer a prompt
+	answer     time.Duration
 	prompt     time.Duration
 	bus        *dbus.Conn
 	ring       ring.Ring
@@ -55,6 +56,7 @@ func openSecrets(ctx context.Context, params map[string]string) (*secrets, error
 	s := &secrets{
 		collection: keyring.DefaultCollection,
 		attended:   os.Getenv("DISPLAY") != "" || os.Getenv("WAYLAND_DISPLAY") != "",
+		answer:     answerTimeout,
 		prompt:     promptTimeout,
 	}
 	if name := params[keyring.ParamCollection]; name != "" {
@@ -64,14 +66,16 @@ func openSecrets(ctx context.Context, params map[string]string) (*secrets, error
 		// Other characters are escaped in the path of a collection, and the library compares only some of the forms.
 		return nil, &enclave.Error{Kind: enclave.ErrMisconfigured, Detail: fmt.Sprintf("collection %q", s.collection), Remedy: "use one whose name has letters and digits only"}
 	}
-	if text := params[keyring.ParamPrompt]; text != "" {
-		d, err := time.ParseDuration(text)
-		if err != nil || d <= 0 {
-			return nil, &enclave.Error{Kind: enclave.ErrMisconfigured, Detail: "time for the prompt"}
+	for name, limit := range map[string]*time.Duration{keyring.ParamAnswer: &s.answer, keyring.ParamPrompt: &s.prompt} {
+		if text := params[name]; text != "" {
+			d, err := time.ParseDuration(text)
+			if err != nil || d <= 0 {
+				return nil, &enclave.Error{Kind: enclave.ErrMisconfigured, Detail: "time for the " + name}
+			}
+			*limit = d
 		}
-		s.prompt = d
 	}
-	err := within(ctx, callTimeout, func() error {
+	err := within(ctx, s.answer, func() error {
 		bus, err := dbus.SessionBus()
 		if err != nil {
 			// The library has dialed it already, when it was linked in, and does not try again. The next call starts another process.
@@ -87,7 +91,7 @@ func openSecrets(ctx context.Context, params map[string]string) (*secrets, error
 	if _, err := s.locked(ctx); err != nil {
 		return nil, err
 	}
-	err = within(ctx, callTimeout, func() (err error) {
+	err = within(ctx, s.answer, func() (err error) {
 		s.ring, err = ring.System(s.collection)
 		if errors.Is(err, ring.ErrNoBackend) { // all it says when opening fails
 			return &enclave.Error{Kind: enclave.ErrAbsent, Detail: "the Secret Service opens no session", Remedy: "restart the keyring of the session"}
@@ -190,7 +194,7 @@ func (s *secrets) locked(ctx context.Context) (bool, error) {
 // property reads a property; name is INTERFACE.MEMBER.
 func (s *secrets) property(ctx context.Context, path dbus.ObjectPath, name string) (v dbus.Variant, err error) {
 	dot := strings.LastIndexByte(name, '.')
-	limited, cancel := context.WithTimeout(ctx, callTimeout)
+	limited, cancel := context.WithTimeout(ctx, s.answer)
 	defer cancel()
 	err = s.bus.Object(serviceName, path).CallWithContext(limited, "org.freedesktop.DBus.Properties.Get", 0, name[:dot], name[dot+1:]).Store(&v)
 	if ctx.Err() != nil {
@@ -208,7 +212,7 @@ func (s *secrets) use(ctx context.Context, do func() error) error {
 	if err != nil {
 		return err
 	}
-	limit := callTimeout
+	limit := s.answer
 	if locked {
 		if !s.attended {
 			return &enclave.Error{Kind: enclave.ErrLocked, Detail: "the keyring is locked and there is no display to ask on", Remedy: remedyLocked}
@@ -243,7 +247,7 @@ const (
 )
 
 func errSilent() error {
-	return &enclave.Error{Kind: enclave.ErrAbsent, Detail: fmt.Sprintf("the Secret Service did not answer within %v", callTimeout), Remedy: "restart the keyring of the session"}
+	return &enclave.Error{Kind: enclave.ErrAbsent, Detail: "the Secret Service did not answer in time", Remedy: "restart the keyring of the session"}
 }
 
 // tooLate is the error of work that was still going on after its time.
