@@ -69,10 +69,14 @@ type unlockConfig struct {
 	Order      []string `toml:"order"`      // kinds of slots, or numbers, in the order in which they are tried; without it only the strongest kind
 	Unattended *bool    `toml:"unattended"` // false: a person opens it always
 
-	LockOnRemoval bool `toml:"lock_on_removal"` // lock when the medium is pulled whose keyfile has opened it
+	Cache         string `toml:"cache"`           // how long the kernel keeps what a person has opened, across restarts of kmsd: 8h; not at all when empty
+	LockOnRemoval bool   `toml:"lock_on_removal"` // lock when the medium is pulled whose keyfile has opened it
 }
 
 func (c *unlockConfig) validate() error {
+	if _, err := parseCache(c.Cache); err != nil {
+		return err
+	}
 	for _, name := range c.Order {
 		if _, known := findKind(name); known && name != recovery.Kind {
 			continue

@@ -205,6 +205,7 @@ func handleLock(c *call) (proto.Message, error) {
 		d.turn.Lock()
 		defer d.turn.Unlock()
 		d.healing.hold()
+		d.slots.drop(d.store.Load().Slots()...)
 		d.lock()
 		return nil
 	})

@@ -11,6 +11,7 @@ import (
 	"github.com/kmsd-project/kmsd/enclave"
 	"github.com/kmsd-project/kmsd/enclave/helper"
 	"github.com/kmsd-project/kmsd/enclave/keyfile"
+	"github.com/kmsd-project/kmsd/enclave/keyring"
 	"github.com/kmsd-project/kmsd/enclave/pkcs11"
 	"github.com/kmsd-project/kmsd/enclave/recovery"
 	"github.com/kmsd-project/kmsd/enclave/tpm"
@@ -32,10 +33,11 @@ type slotKeeper struct {
 	log     *slog.Logger
 	devices *devices
 	pins    *pins
-	homes   deviceConfig // where new resident keys are made
-	order   []string     // of unattended slots, from the configuration; nil when it says nothing
-	attend  bool         // a person opens the store, always
-	offers  []string     // specs of what this machine may have, best first
+	homes   deviceConfig   // where new resident keys are made
+	order   []string       // of unattended slots, from the configuration; nil when it says nothing
+	attend  bool           // a person opens the store, always
+	cache   *keyring.Cache // keeps what a person has opened; nil when nothing does
+	offers  []string       // specs of what this machine may have, best first
 
 	opened atomic.Pointer[keystore.Slot] // by which the store was unlocked last
 
@@ -47,10 +49,15 @@ type slotKeeper struct {
 
 // newSlotKeeper returns a keeper. keyringState is the state directory of the file backend of the keyring.
 func newSlotKeeper(c config, keyringState string, arena *secmem.Arena, dialer helper.Dialer, log *slog.Logger) *slotKeeper {
+	var cache *keyring.Cache
+	if keep, err := parseCache(c.Unlock.Cache); err == nil && keep > 0 {
+		cache = &keyring.Cache{Timeout: keep}
+	}
 	return &slotKeeper{
 		arena: arena, log: log,
 		devices: newDevices(keyringState, dialer, c.Devices.Moved, log),
 		pins:    newPINs(c.Devices),
+		cache:   cache,
 		homes:   c.Devices,
 		order:   c.Unlock.Order,
 		attend:  c.Unlock.Unattended != nil && !*c.Unlock.Unattended,
@@ -155,6 +162,7 @@ func (k *slotKeeper) remove(ctx context.Context, s *keystore.Store, id uint32) e
 	if e, err := k.guard(slot); err == nil {
 		k.forget(ctx, e, slot.Blob)
 	}
+	k.drop(slot)
 	k.unbind(ctx, s)
 	if err := s.RotateEpoch(ctx, nil); err != nil {
 		k.log.Warn("a slot was removed, but the key table is still to be sealed again", "slot", id, "error", err)

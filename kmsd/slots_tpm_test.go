@@ -226,7 +226,7 @@ func TestUnlockOrder(t *testing.T) {
 func TestConfigOfDevices(t *testing.T) {
 	for _, text := range []string{
 		"[unlock]\norder = [\"recovery\"]", "[unlock]\norder = [\"what\"]", "[unlock]\norder = [\"0\"]",
-		"[devices]\ntpm = \"keyring:file\"", "[devices]\nhsm = \"pkcs11:x\"", "[devices]\ntpm_pin_file = \"x\"",
+		"[devices]\ntpm = \"keyring:file\"", "[unlock]\ncache = \"1ms\"", "[unlock]\ncache = \"for ever\"", "[devices]\nhsm = \"pkcs11:x\"", "[devices]\ntpm_pin_file = \"x\"",
 		"[devices]\ntpm_pin_file = \"/x\"\ntpm_pin_credential = \"y\"", "[devices]\nhsm_pin_credential = \"../y\"",
 		"[devices.moved]\n\"tpm:/dev/tpm0\" = \"keyring:file\"", "store_id = \"what\"", "store_id = \"00\"",
 		"store_id = \"000102030405060708090a0b0c0d0e0f-\"",
@@ -341,6 +341,39 @@ func TestRollbackIsRefused(t *testing.T) {
 	d = d.restart()
 	if s := d.status(); s.State != "ready" {
 		t.Errorf("%+v", s)
+	}
+}
+
+// What a person has opened stays open across a restart, for those who want that; what a person has locked does not.
+func TestUnlockCache(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "key")
+	if run := runInitProgram(t, nil, "--state-dir", filepath.Join(dir, "s"), "--enclave", "recovery", "--recovery-out", file); run.code != 0 {
+		t.Fatalf("%+v", run)
+	}
+	key, err := os.ReadFile(file)
+	must(t, err)
+	config := filepath.Join(dir, "kmsd.toml")
+	must(t, os.WriteFile(config, []byte("[unlock]\ncache = \"10m\"\n"), 0o600))
+	start := func() *realDaemon {
+		p := newReal(t, dir, "--config", config).start().ready()
+		return &realDaemon{process: p, conn: bound(t, p.admin), last: 10}
+	}
+	states := ""
+	for _, act := range []string{"unlock", "", "lock", ""} {
+		d := start()
+		states += d.state() + " "
+		switch act {
+		case "unlock":
+			d.ask(proto.OpUnlock, &proto.Unlock{Secret: key}, &proto.Empty{})
+		case "lock":
+			d.ask(proto.OpLock, &proto.Empty{}, &proto.Empty{})
+		}
+		d.conn.Close()
+		d.stop()
+	}
+	if states != "locked ready ready locked " {
+		t.Errorf("the states at start were %s", states)
 	}
 }
 

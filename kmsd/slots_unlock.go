@@ -51,6 +51,14 @@ func (k *slotKeeper) unlock(ctx context.Context, s *keystore.Store, a attempt) e
 
 // unlockUnattended opens the store by those of its slots that need nobody. ErrLocked says that there is none.
 func (k *slotKeeper) unlockUnattended(ctx context.Context, s *keystore.Store, a attempt) error {
+	err := k.unlockCandidates(ctx, s, a)
+	if err != nil && !final(err) && a.Why == atStart && k.unlockKept(ctx, s) {
+		return nil
+	}
+	return err
+}
+
+func (k *slotKeeper) unlockCandidates(ctx context.Context, s *keystore.Store, a attempt) error {
 	candidates := k.candidates(s.Slots())
 	if k.attend && a.Why != onDemand {
 		candidates = nil
@@ -210,6 +218,7 @@ func (k *slotKeeper) unlockSlot(ctx context.Context, s *keystore.Store, slot key
 	}
 	k.remember(slot.UUID)
 	if locked {
+		k.keep(slot, secret.Bytes())
 		k.opened.Store(&slot)
 	}
 	return nil
