@@ -237,3 +237,39 @@ func TestShippedConfiguration(t *testing.T) {
 		}
 	}
 }
+
+// Every key of the configuration is in its manual page, in the section of its table.
+func TestConfigurationIsDocumented(t *testing.T) {
+	page, err := os.ReadFile("../packaging/man/kmsd.toml.5")
+	if err != nil {
+		t.Fatal(err)
+	}
+	sections := map[string]string{}
+	for i, text := range strings.Split(string(page), "\n.SS [") {
+		name, text, found := strings.Cut(text, "]\n")
+		if i == 0 || !found {
+			name, text = "", string(page)
+		}
+		sections[name] = text
+	}
+	keys := 0
+	var check func(typ reflect.Type, table string)
+	check = func(typ reflect.Type, table string) {
+		for i := range typ.NumField() {
+			f := typ.Field(i)
+			key := f.Tag.Get("toml")
+			if f.Type.Kind() == reflect.Struct {
+				check(f.Type, key)
+				continue
+			}
+			keys++
+			if !strings.Contains(sections[table], `\fB`+key+`\fP`) {
+				t.Errorf("the manual page does not say what %q of [%s] is", key, table)
+			}
+		}
+	}
+	check(reflect.TypeFor[config](), "")
+	if keys < 25 {
+		t.Errorf("only %d keys were looked for", keys)
+	}
+}
