@@ -35,10 +35,13 @@ var buildBinaries = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	builtIn = dir
-	for name, pkg := range map[string]string{"kmsd": ".", "kmsd-keyring": "../enclave/keyring/kmsd-keyring"} {
+	for name, pkg := range map[string]string{"kmsd": ".", "kmsd-keyring": "../enclave/keyring/kmsd-keyring", "kmsd-pkcs11": "../enclave/pkcs11/kmsd-pkcs11"} {
 		// As the Makefile does it: what is freed is overwritten.
 		build := exec.Command("go", "build", "-ldflags", "-X runtime.godebugDefault=clobberfree=1,x509negativeserial=1", "-o", filepath.Join(dir, name), pkg)
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if name == "kmsd-pkcs11" { // loads what is written in C
+			build.Env = append(build.Env, "CGO_ENABLED=1")
+		}
 		if out, err := build.CombinedOutput(); err != nil {
 			return dir, fmt.Errorf("build %s: %w\n%s", name, err, out)
 		}

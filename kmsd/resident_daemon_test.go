@@ -10,15 +10,18 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
+	"github.com/kmsd-project/kmsd/enclave/pkcs11/pkcs11test"
 	"github.com/kmsd-project/kmsd/enclave/tpm/swtpmtest"
 	"github.com/kmsd-project/kmsd/ipc/proto"
 )
@@ -69,7 +72,7 @@ func opensslVerifies(t *testing.T, spki, message, signature []byte) {
 }
 
 // residentKeys makes keys in a device, uses them in every way, and restarts the daemon.
-func residentKeys(t *testing.T, d *realDaemon, protection string) *realDaemon {
+func residentKeys(t *testing.T, d *realDaemon, protection string, restart func(*realDaemon) *realDaemon) *realDaemon {
 	t.Helper()
 	message := []byte("signed in a device")
 	info := d.createIn(protection, "app/sign", "ecdsa-p256")
@@ -113,7 +116,7 @@ func residentKeys(t *testing.T, d *realDaemon, protection string) *realDaemon {
 		}
 		sealed[17] ^= 1
 		d.refused(proto.OpDecrypt, &proto.Decrypt{Key: "app/decrypt", Ciphertext: sealed}, proto.CodeDecryptionFailed)
-		d = d.restart()
+		d = restart(d)
 	}
 
 	// Agreement: software on the other side comes to the same key.
@@ -176,7 +179,7 @@ func together(t *testing.T, d *realDaemon, key string, n, each int) {
 func TestResidentInTPM(t *testing.T) {
 	t.Parallel()
 	d, machine := withTPM(t)
-	d = residentKeys(t, d, "tpm")
+	d = residentKeys(t, d, "tpm", (*realDaemon).restart)
 	together(t, d, "app/sign", 32, 3)
 
 	// What the TPM has is known, and what it has not.
@@ -271,4 +274,144 @@ func TestNamespaceInTPM(t *testing.T) {
 	d = d.restart()
 	d.ask(proto.OpDecrypt, &proto.Decrypt{Key: "MODULE/base", Ciphertext: sealed.Ciphertext}, &plain)
 	d.refused(proto.OpKeyCreate, &proto.KeyCreate{Name: "M2", Algorithm: "ecdsa-p256", Escrow: "none"}, proto.CodeInvalid)
+}
+
+// withHSM starts the real daemon on a store that a token guards, and returns how to restart it and unlock the store again.
+func withHSM(t *testing.T) (*realDaemon, *pkcs11test.SoftHSM, func(*realDaemon) *realDaemon) {
+	t.Helper()
+	h := pkcs11test.New(t)
+	dir := t.TempDir()
+	pin := filepath.Join(dir, "pin")
+	must(t, os.WriteFile(pin, []byte(pkcs11test.PIN+"\n"), 0o600))
+	environment := func(c *exec.Cmd) { c.Env = append(c.Env, "SOFTHSM2_CONF="+os.Getenv("SOFTHSM2_CONF")) }
+	spec := "pkcs11:" + h.Module + "?token=" + url.QueryEscape(pkcs11test.Label)
+	if run := runInitProgram(t, environment, "--state-dir", filepath.Join(dir, "s"), "--recovery-out", filepath.Join(dir, "key"), "--enclave", spec, "--pin-file", pin); run.code != 0 {
+		t.Fatalf("%+v", run)
+	}
+	start := func() *realDaemon {
+		p := newReal(t, dir)
+		environment(p.cmd)
+		p.start().ready()
+		d := &realDaemon{process: p, conn: bound(t, p.admin), last: 10}
+		d.ask(proto.OpUnlock, &proto.Unlock{Secret: []byte(pkcs11test.PIN)}, &proto.Empty{})
+		return d
+	}
+	return start(), h, func(d *realDaemon) *realDaemon {
+		d.conn.Close()
+		d.stop()
+		return start()
+	}
+}
+
+func TestResidentInHSM(t *testing.T) {
+	d, h, restart := withHSM(t)
+	d = residentKeys(t, d, "hsm", restart)
+	together(t, d, "app/sign", 32, 3)
+
+	// What a token has besides.
+	d.createIn("hsm", "app/aes", "aes-256-gcm")
+	var sealed proto.EncryptReply
+	d.ask(proto.OpEncrypt, &proto.Encrypt{Key: "app/aes", Data: []byte("data"), AAD: []byte("aad")}, &sealed)
+	var plain proto.DecryptReply
+	d.ask(proto.OpDecrypt, &proto.Decrypt{Key: "app/aes", Ciphertext: sealed.Ciphertext, AAD: []byte("aad")}, &plain)
+	if string(plain.Data) != "data" {
+		t.Errorf("%q", plain.Data)
+	}
+	d.refused(proto.OpDecrypt, &proto.Decrypt{Key: "app/aes", Ciphertext: sealed.Ciphertext}, proto.CodeDecryptionFailed)
+	d.createIn("hsm", "app/mac", "hmac-sha256")
+	var mac proto.MACReply
+	d.ask(proto.OpMAC, &proto.MAC{Key: "app/mac", Data: []byte("data")}, &mac)
+	d.ask(proto.OpMACVerify, &proto.MACVerify{Key: "app/mac", Data: []byte("data"), MAC: mac.MAC}, &proto.VerifyReply{})
+	d.createIn("hsm", "app/ed", "ed25519")
+	d.ask(proto.OpSign, &proto.Sign{Key: "app/ed", Data: []byte("data")}, &proto.SignReply{})
+	var can proto.CapabilitiesReply
+	d.ask(proto.OpCapabilities, &proto.Empty{}, &can)
+	for _, a := range []string{"ecdsa-p256", "rsa-2048", "rsa-4096", "aes-256-gcm", "hmac-sha256", "ed25519"} {
+		if !slices.ContainsFunc(can.Algorithms, func(c proto.Capability) bool { return c.Algorithm == a && c.Protection == "hsm" }) {
+			t.Errorf("%s is not among what the token can do", a)
+		}
+	}
+
+	// A namespace guarded by the token.
+	var info proto.KeyInfo
+	d.ask(proto.OpKeyCreate, &proto.KeyCreate{Name: "MODULE", Algorithm: "rsa-2048", Protection: "hsm", Escrow: "none"}, &info)
+	d.ask(proto.OpKeyCreate, &proto.KeyCreate{Name: "MODULE/base", Algorithm: "ecdsa-p256"}, &proto.KeyInfo{})
+	d = restart(d)
+	d.ask(proto.OpSign, &proto.Sign{Key: "MODULE/base", Data: []byte("x")}, &proto.SignReply{})
+
+	// Destruction takes the objects out of the token.
+	objects := h.Objects(t)
+	d.ask(proto.OpKeyDestroy, &proto.KeyDestroy{Key: "app/mac", Now: true}, &proto.KeyInfo{})
+	if n := h.Objects(t); n != objects-1 {
+		t.Errorf("%d objects in the token, %d before the destruction", n, objects)
+	}
+
+	// The token is taken away: that is told, and software keys do not care. It is used again as soon as it is back, once somebody has
+	// logged in.
+	d.ask(proto.OpKeyCreate, &proto.KeyCreate{Name: "app/soft", Algorithm: "ecdsa-p256"}, &proto.KeyInfo{})
+	putBack := h.RemoveAll(t)
+	d.last++
+	d.conn.send(d.last, proto.OpSign, &proto.Sign{Key: "app/sign", Data: []byte("x")}, nil)
+	if e := d.conn.response().Err; e == nil || e.Code != proto.CodeAbsent && e.Code != proto.CodeLocked && e.Code != proto.CodeReplaced {
+		t.Errorf("without its token: %+v", e)
+	}
+	d.ask(proto.OpSign, &proto.Sign{Key: "app/soft", Data: []byte("x")}, &proto.SignReply{})
+	putBack()
+	slot := d.slots()[0].ID
+	began := time.Now()
+	for {
+		d.last++
+		d.conn.send(d.last, proto.OpSign, &proto.Sign{Key: "app/sign", Data: []byte("x")}, nil)
+		e := d.conn.response().Err
+		if e == nil {
+			break
+		}
+		if time.Since(began) > 5*time.Second {
+			t.Fatalf("%+v", e)
+		}
+		d.last++
+		d.conn.send(d.last, proto.OpUnlock, &proto.Unlock{Slot: slot, Secret: []byte(pkcs11test.PIN)}, nil)
+		d.conn.response()
+	}
+}
+
+// TestHSMHelperKilled kills the helper that holds the token while clients sign: each is answered, software keys go on, and after somebody
+// has logged in again everything is as before.
+func TestHSMHelperKilled(t *testing.T) {
+	d, _, _ := withHSM(t)
+	d.createIn("hsm", "app/sign", "ecdsa-p256")
+	d.ask(proto.OpKeyCreate, &proto.KeyCreate{Name: "app/soft", Algorithm: "ecdsa-p256"}, &proto.KeyInfo{})
+	stop := make(chan struct{})
+	var wait sync.WaitGroup
+	for range 4 {
+		c := bound(t, d.app)
+		wait.Go(func() {
+			for id := uint64(3); ; id++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				c.send(id, proto.OpSign, &proto.Sign{Key: "app/sign", Data: []byte("x")}, nil)
+				if e := c.response().Err; e != nil && e.Code != proto.CodeAbsent && e.Code != proto.CodeLocked && e.Code != proto.CodeBusy {
+					t.Errorf("%s: %s", e.Code, e.Message)
+				}
+			}
+		})
+	}
+	time.Sleep(100 * time.Millisecond)
+	helpers := processesOf(t, filepath.Join(filepath.Dir(program(t)), "kmsd-pkcs11"))
+	if len(helpers) == 0 {
+		t.Error("no helper was found, so this test shows nothing")
+	}
+	for _, pid := range helpers {
+		syscall.Kill(pid, syscall.SIGKILL)
+	}
+	time.Sleep(100 * time.Millisecond)
+	close(stop)
+	wait.Wait()
+	d.ask(proto.OpSign, &proto.Sign{Key: "app/soft", Data: []byte("x")}, &proto.SignReply{})
+	d.refused(proto.OpSign, &proto.Sign{Key: "app/sign", Data: []byte("x")}, proto.CodeLocked)
+	d.ask(proto.OpUnlock, &proto.Unlock{Slot: d.slots()[0].ID, Secret: []byte(pkcs11test.PIN)}, &proto.Empty{})
+	d.ask(proto.OpSign, &proto.Sign{Key: "app/sign", Data: []byte("x")}, &proto.SignReply{})
 }
