@@ -554,12 +554,13 @@ func (s *Store) openGuarded(c Commit) {
 	}
 }
 
-// openEscrowed opens a namespace by its escrow and reports whether it did.
+// openEscrowed reports whether the escrow of a namespace opens with the identities, and then opens the namespace, if the arena has room.
 func (s *Store) openEscrowed(namespace string, ids []age.Identity) bool {
 	key, err := s.EscrowedNamespaceKey(namespace, ids)
-	if err == nil {
-		err = s.OpenNamespace(namespace, key)
-		clear(key)
+	if err != nil {
+		return false
 	}
-	return err == nil
+	defer clear(key)
+	err = s.OpenNamespace(namespace, key)
+	return err == nil || errors.Is(err, secmem.ErrArenaFull)
 }

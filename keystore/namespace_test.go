@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"filippo.io/age"
@@ -391,6 +392,103 @@ func TestGuardedNamespacesAreRestoredByTheirEscrow(t *testing.T) {
 		t.Fatal(err)
 	}
 	checkKey(t, restored, "none/k", 32)
+}
+
+// TestMoreGuardedNamespacesThanTheArenaHolds: what has no room stays closed, and nothing else fails.
+func TestMoreGuardedNamespacesThanTheArenaHolds(t *testing.T) {
+	s, id := escrowStore(t)
+	const n = 140
+	var changes []Change
+	for i := range n {
+		changes = append(changes, guardedKey(fmt.Sprintf("ns%03d", i), testGuard(keyspec.EscrowRecipients)))
+	}
+	mustApply(t, s, changes...)
+	open := 0
+	for i, c := range changes {
+		name := string(c.Key.Name)
+		state, err := s.Namespace(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if state.Open {
+			open++
+			if i%2 == 0 {
+				s.CloseNamespace(name)
+			}
+		}
+	}
+	if open == 0 || open == n {
+		t.Fatalf("%d of %d are open", open, n)
+	}
+	if err := s.OpenNamespace("ns139", changes[n-1].Guard.Key); err != nil {
+		t.Fatalf("after others were closed: %v", err)
+	}
+	mustApply(t, s, testKey("ns139/k", keyspec.Ed25519, 32))
+	backup, m := testBackup(t, s, id)
+	if len(m.Guarded) != n || m.Guarded[7].Name != "ns007" {
+		t.Fatalf("%d in the manifest", len(m.Guarded))
+	}
+	m, err := VerifyBackup(t.Context(), bytes.NewReader(backup), []age.Identity{id}, t.TempDir())
+	if err != nil || slices.ContainsFunc(m.Guarded, func(g GuardedNamespace) bool { return !g.Opened }) {
+		t.Fatal(err)
+	}
+}
+
+// TestNamespaceMayBeClosedAtAnyTime has one goroutine open and close what others use, and lock and unlock the store.
+func TestNamespaceMayBeClosedAtAnyTime(t *testing.T) {
+	s := newStore(t)
+	g := testGuard(keyspec.EscrowNone)
+	mustApply(t, s, guardedKey("app", g))
+	mustApply(t, s, testKey("app/k", keyspec.Ed25519, 32))
+	stop := make(chan struct{})
+	var users sync.WaitGroup
+	var done, refused atomic.Int64
+	for u := range 4 {
+		users.Go(func() {
+			for i := 0; ; i++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				err := keyError(s, "app/k", 32)
+				if i%8 == 0 && err == nil {
+					err = s.Apply(context.Background(), Commit{Changes: []Change{testKey(fmt.Sprintf("app/u%d-%d", u, i), keyspec.Ed25519, 32)}})
+				}
+				switch {
+				case err == nil:
+					done.Add(1)
+				case errors.Is(err, ErrNamespaceClosed), errors.Is(err, ErrLocked):
+					refused.Add(1)
+				default:
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	for i := range scaled(400, 100) {
+		s.CloseNamespace("app")
+		if i%10 == 0 {
+			s.Lock()
+			if err := s.Unlock(t.Context(), 1, testSecret(1)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := s.OpenNamespace("app", g.Key); err != nil {
+			t.Fatal(err)
+		}
+		before := done.Load()
+		for done.Load() == before && !t.Failed() {
+			runtime.Gosched()
+		}
+	}
+	close(stop)
+	users.Wait()
+	if report, err := s.Verify(t.Context(), nil); err != nil || len(report.Damaged) > 0 || s.Info().Damaged > 0 {
+		t.Errorf("%+v %v", report, err)
+	}
+	t.Logf("%d done, %d refused", done.Load(), refused.Load())
 }
 
 func TestVerifyLooksAtAClosedNamespaceFromOutside(t *testing.T) {
