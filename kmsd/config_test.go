@@ -246,10 +246,11 @@ func TestConfigurationIsDocumented(t *testing.T) {
 	}
 	sections := map[string]string{}
 	for i, text := range strings.Split(string(page), "\n.SS [") {
-		name, text, found := strings.Cut(text, "]\n")
-		if i == 0 || !found {
-			name, text = "", string(page)
+		if i == 0 {
+			sections[""] = text
+			continue
 		}
+		name, text, _ := strings.Cut(text, "]\n")
 		sections[name] = text
 	}
 	keys := 0
