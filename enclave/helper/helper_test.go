@@ -388,8 +388,11 @@ func TestHelperInheritsNoDescriptors(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(fds) == 0 {
-		t.Fatal("the descriptors of the helper cannot be seen; the test needs root")
+	if len(fds) == 0 { // the helper is not dumpable, so only root sees them
+		if os.Geteuid() == 0 || os.Getenv("CI") != "" {
+			t.Fatal("the descriptors of the helper cannot be seen")
+		}
+		t.Skip("needs root to see the descriptors of the helper; the continuous integration runs it as root")
 	}
 	sockets := 0
 	for _, fd := range fds {

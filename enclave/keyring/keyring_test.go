@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -62,7 +61,7 @@ func TestMain(m *testing.M) {
 		os.RemoveAll(builtIn)
 	}
 	if left := children(); len(left) > 0 {
-		fmt.Fprintf(os.Stderr, "processes left behind: %q\n", left)
+		fmt.Fprintf(os.Stderr, "processes left behind: %v\n", left)
 		code = 1
 	}
 	os.Exit(code)
@@ -299,21 +298,25 @@ func TestSlotsDoNotDisturbEachOther(t *testing.T) {
 	}
 }
 
-// helpers returns the processes of the helper program.
+// helpers returns our processes of the helper program, which are grandchildren: the spawner is between.
 func helpers(t *testing.T) []int {
 	t.Helper()
-	all, err := filepath.Glob("/proc/[0-9]*")
-	if err != nil {
-		t.Fatal(err)
-	}
 	var pids []int
-	for _, dir := range all {
-		if exe, err := os.Readlink(dir + "/exe"); err == nil && exe == program(t) {
-			pid, _ := strconv.Atoi(filepath.Base(dir))
-			pids = append(pids, pid)
+	for _, p := range processes() {
+		if p.name == "kmsd-keyring" && parent(p.parent) == os.Getpid() {
+			pids = append(pids, p.pid)
 		}
 	}
 	return pids
+}
+
+func parent(pid int) int {
+	for _, p := range processes() {
+		if p.pid == pid {
+			return p.parent
+		}
+	}
+	return 0
 }
 
 // Killing the helper at any moment of an enrolment loses at most that enrolment.

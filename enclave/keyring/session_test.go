@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -182,20 +181,36 @@ var fakeSecrets = sync.OnceValues(func() (string, error) {
 // adopt makes orphans of our children ours, so that what is left behind can be seen.
 func adopt() error { return unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) }
 
-// children lists the processes that are ours and live, with their names, once the dying have had time to die.
-func children() (left []string) {
+// process is what everybody may know of a process, even of one that is not dumpable.
+type process struct {
+	pid, parent int
+	name, state string
+}
+
+func processes() (all []process) {
+	paths, _ := filepath.Glob("/proc/[0-9]*/stat")
+	for _, path := range paths {
+		stat, err := os.ReadFile(path)
+		if err != nil {
+			continue
+		}
+		begin, end := bytes.IndexByte(stat, '('), bytes.LastIndexByte(stat, ')')
+		var p process
+		fmt.Sscan(string(stat[:begin]), &p.pid)
+		p.name = string(stat[begin+1 : end])
+		fmt.Sscan(string(stat[end+1:]), &p.state, &p.parent)
+		all = append(all, p)
+	}
+	return all
+}
+
+// children lists the processes that are ours and live, once the dying have had time to die.
+func children() (left []process) {
 	for end := time.Now().Add(5 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		left = nil
-		paths, _ := filepath.Glob("/proc/[0-9]*/stat")
-		for _, path := range paths {
-			stat, err := os.ReadFile(path)
-			if err != nil {
-				continue
-			}
-			end := bytes.LastIndexByte(stat, ')')
-			fields := strings.Fields(string(stat[end+1:])) // state, parent
-			if len(fields) > 1 && fields[1] == strconv.Itoa(os.Getpid()) && fields[0] != "Z" {
-				left = append(left, string(stat[:end+1]))
+		for _, p := range processes() {
+			if p.parent == os.Getpid() && p.state != "Z" {
+				left = append(left, p)
 			}
 		}
 		if len(left) == 0 || time.Now().After(end) {
