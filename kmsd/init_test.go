@@ -66,6 +66,14 @@ func program(t *testing.T) string {
 	return filepath.Join(dir, "kmsd")
 }
 
+// tokenEnv is how the programs find the software token of a test that has one.
+func tokenEnv() []string {
+	if path := os.Getenv("SOFTHSM2_CONF"); path != "" {
+		return []string{"SOFTHSM2_CONF=" + path}
+	}
+	return nil
+}
+
 // initRun is one run of kmsd init without a terminal.
 type initRun struct {
 	code        int
@@ -75,7 +83,7 @@ type initRun struct {
 func runInitProgram(t *testing.T, configure func(*exec.Cmd), args ...string) initRun {
 	t.Helper()
 	cmd := exec.Command(program(t), append([]string{"init"}, args...)...)
-	cmd.Env = []string{"HOME=" + t.TempDir()} // no XDG_RUNTIME_DIR, no PATH
+	cmd.Env = append(tokenEnv(), "HOME="+t.TempDir()) // no XDG_RUNTIME_DIR, no PATH
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	if configure != nil {

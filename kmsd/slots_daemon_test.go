@@ -33,7 +33,7 @@ func newReal(t *testing.T, dir string, args ...string) *process {
 	p := &process{t: t, dir: dir, lines: make(chan string, 1000)}
 	p.app, p.admin = filepath.Join(dir, "r", "kmsd.sock"), filepath.Join(dir, "r", "admin.sock")
 	p.cmd = exec.Command(program(t), append([]string{"run", "--state-dir", filepath.Join(dir, "s"), "--runtime-dir", filepath.Join(dir, "r")}, args...)...)
-	p.cmd.Env = []string{"HOME=" + dir}
+	p.cmd.Env = append(tokenEnv(), "HOME="+dir)
 	return p
 }
 
