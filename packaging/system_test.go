@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -161,6 +162,14 @@ func TestInsideTheNamespace(t *testing.T) {
 	r.activate("kmsd-keyring.service", "", map[string]string{"kmsd-keyring.socket": filepath.Join(r.helpers, "keyring.sock")})
 	r.must(0, "slot", "test", "1")
 
+	// A token is reached by a helper with another user again, who alone can open the token's files.
+	module, pin := r.token("kmsd-pkcs11")
+	r.activate("kmsd-pkcs11.service", "", map[string]string{"kmsd-pkcs11.socket": filepath.Join(r.helpers, "pkcs11.sock")},
+		"SOFTHSM2_CONF="+filepath.Join(dir, "softhsm2.conf"))
+	r.must(0, "slot", "add", "pkcs11:"+module+"?token=kmsd", "--pin-file", pin)
+	r.must(0, "key", "create", "billing/token", "--alg", "ecdsa-p256", "--protection", "hsm")
+	r.must(application, "sign", "--key", "billing/token", "--in", in)
+
 	daemon.Process.Signal(syscall.SIGTERM)
 	if err := daemon.Wait(); err != nil {
 		t.Errorf("kmsd ends with %v", err)
@@ -168,7 +177,7 @@ func TestInsideTheNamespace(t *testing.T) {
 }
 
 // activate starts what a unit starts when somebody connects to its sockets, as the user of the unit or another.
-func (r *systemRun) activate(unit, as string, sockets map[string]string) *exec.Cmd {
+func (r *systemRun) activate(unit, as string, sockets map[string]string, env ...string) *exec.Cmd {
 	r.Helper()
 	var args []string
 	for _, path := range sockets {
@@ -186,7 +195,10 @@ func (r *systemRun) activate(unit, as string, sockets map[string]string) *exec.C
 	}
 	args = append(args, "setpriv", "--reuid", uid, "--regid", u.Gid, "--clear-groups", "--inh-caps=-all", "--no-new-privs")
 	cmd := exec.Command("systemd-socket-activate", append(args, strings.Fields(setting(r.T, path, "ExecStart"))...)...)
-	cmd.Env = []string{"PATH=/usr/bin:/bin"}
+	cmd.Env = append(env, "PATH=/usr/bin:/bin")
+	for _, v := range env { // systemd-socket-activate hands on what it is told to
+		cmd.Args = slices.Insert(cmd.Args, 1, "--setenv="+v)
+	}
 	var log bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &log, &log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -228,6 +240,36 @@ func (r *systemRun) activate(unit, as string, sockets map[string]string) *exec.C
 		}
 	}
 	return cmd
+}
+
+// token makes a token of SoftHSM that belongs to a user, and returns the module and a file with the PIN.
+func (r *systemRun) token(name string) (module, pin string) {
+	r.Helper()
+	modules, err := filepath.Glob("/usr/lib*/softhsm/libsofthsm2.so")
+	if more, _ := filepath.Glob("/usr/lib*/*/softhsm/libsofthsm2.so"); err == nil {
+		modules = append(modules, more...)
+	}
+	if len(modules) == 0 {
+		r.Fatal("SoftHSM is not installed")
+	}
+	u, err := user.Lookup(name)
+	if err != nil {
+		r.Fatal(err)
+	}
+	uid, _ := strconv.Atoi(u.Uid)
+	tokens, conf := filepath.Join(r.dir, "tokens"), filepath.Join(r.dir, "softhsm2.conf")
+	pin = filepath.Join(r.dir, "pin")
+	if err := errors.Join(os.Mkdir(tokens, 0o700), os.Chown(tokens, uid, uid), os.WriteFile(pin, []byte("31415926\n"), 0o600),
+		os.WriteFile(conf, []byte("directories.tokendir = "+tokens+"\nobjectstore.backend = file\nlog.level = ERROR\n"), 0o644)); err != nil {
+		r.Fatal(err)
+	}
+	cmd := exec.Command("setpriv", "--reuid", u.Uid, "--regid", u.Gid, "--clear-groups",
+		"softhsm2-util", "--init-token", "--free", "--label", "kmsd", "--pin", "31415926", "--so-pin", "27182818")
+	cmd.Env = []string{"PATH=/usr/bin:/bin", "SOFTHSM2_CONF=" + conf}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		r.Fatalf("softhsm2-util: %v\n%s", err, out)
+	}
+	return modules[0], pin
 }
 
 // kmsctl runs kmsctl as a user and returns what it prints.
