@@ -28,7 +28,7 @@ func TestModuleMisbehaves(t *testing.T) {
 		}
 		for _, function := range []string{"C_OpenSession", "C_Login", "C_Logout", "C_GetTokenInfo", "C_FindObjects", use} {
 			for _, how := range []string{"segv", "hang"} {
-				if how == "hang" && guard == pkcs11.Agreed && function != use {
+				if how == "hang" && function != use && (guard == pkcs11.Agreed || testing.Short()) {
 					continue // as with the other guard, and each takes a second
 				}
 				t.Run(strings.Join([]string{string(guard), function, how}, " "), func(t *testing.T) {
@@ -123,6 +123,15 @@ func TestLostSessionsAreMended(t *testing.T) {
 	module.does(t, "C_EncryptInit 1 rv b3", "C_GetSessionInfo 1 rv b3")
 	if _, err := e.Wrap(t.Context(), make([]byte, enclave.SecretSize), aad); !errors.Is(err, enclave.ErrLocked) {
 		t.Errorf("wrap after all sessions died: %v", err)
+	}
+	if err := e.Login(t.Context(), pin()); err != nil {
+		t.Fatal(err)
+	}
+	enrol(t, e)
+	// A dead session of crypto11 is not handed out again: that connection is given up.
+	module.does(t, "C_GenerateKey 1 rv b3")
+	if _, err := e.Wrap(t.Context(), make([]byte, enclave.SecretSize), aad); !errors.Is(err, enclave.ErrLocked) {
+		t.Errorf("wrap with a dead session of crypto11: %v", err)
 	}
 	if err := e.Login(t.Context(), pin()); err != nil {
 		t.Fatal(err)

@@ -11,6 +11,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"runtime/debug"
 
 	"github.com/kmsd-project/kmsd/enclave"
 	"github.com/kmsd-project/kmsd/enclave/helper"
@@ -22,6 +23,8 @@ import (
 var version = "devel"
 
 func main() {
+	// A module that crashes would have the registers and the stacks printed, and who knows what is in them.
+	debug.SetTraceback("none")
 	server := helper.Server{Opener: opener{}}
 	showVersion := flag.Bool("version", false, "print the version and exit")
 	flag.Func("kmsd-user", "the user kmsd runs as, when that is not ours", server.AllowUser)

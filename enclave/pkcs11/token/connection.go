@@ -32,6 +32,8 @@ type connection struct {
 	// missed says that a key was not found that should be there; the next login is made with a new connection, because a module may not
 	// have noticed that its token was initialised anew.
 	missed atomic.Bool
+	// spoiled says that a session of crypto11 has died, which it would hand out again.
+	spoiled atomic.Bool
 	// lacksOAEP says that the token has refused OAEP with SHA-256.
 	lacksOAEP atomic.Bool
 
@@ -180,6 +182,9 @@ func (c *connection) usable() error {
 
 // alive looks whether the connection is still of use, and begins with new sessions if it is. It is called by who has the gate for himself.
 func (c *connection) alive() bool {
+	if c.spoiled.Load() {
+		return false
+	}
 	c.sessions.drain()
 	c.forgetHandles()
 	token, err := c.module.GetTokenInfo(c.slot)
@@ -199,6 +204,14 @@ func (c *connection) alive() bool {
 		c.loggedIn = false
 	}
 	return true
+}
+
+// made passes on what crypto11 says after it has made a key or not.
+func (c *connection) made(err error) error {
+	if isDoubtful(err) {
+		c.spoiled.Store(true)
+	}
+	return err
 }
 
 // sessions is the bounded pool of sessions. The gate and the bound are the same for most tokens, so that nobody waits here.

@@ -4,6 +4,7 @@ package token
 
 import (
 	"context"
+	"time"
 
 	"github.com/miekg/pkcs11"
 
@@ -16,8 +17,8 @@ func (t *Token) Login(ctx context.Context, a enclave.Auth) error {
 		return translate(err)
 	}
 	t.gate.leave()
-	return translate(t.alone(ctx, func() error {
-		c, err := t.ready()
+	return translate(t.alone(ctx, func(came time.Time) error {
+		c, err := t.ready(came)
 		if err != nil {
 			return err
 		}
@@ -32,11 +33,11 @@ func (t *Token) Login(ctx context.Context, a enclave.Auth) error {
 }
 
 // ready returns a connection that works, as far as one can know. It is called by who has the gate for himself.
-func (t *Token) ready() (*connection, error) {
+func (t *Token) ready(came time.Time) (*connection, error) {
 	if t.conn != nil && (t.conn.missed.Load() || !t.conn.alive()) {
 		t.disconnect()
 	}
-	if err := t.connect(); err != nil {
+	if err := t.connect(came); err != nil {
 		return nil, err
 	}
 	return t.conn, nil

@@ -105,7 +105,7 @@ func (c *connection) make(s pkcs11.SessionHandle, a algorithm, may []crypto11.At
 			cipher = crypto11.CipherGeneric
 		}
 		_, err = c.context.GenerateSecretKeyWithAttributes(template, int(a.bits), cipher)
-		return err
+		return c.made(err)
 	}
 	var public crypto.PublicKey
 	var err error
@@ -137,7 +137,7 @@ func (c *connection) generateRSA(id []byte, label string, bits int, may ...crypt
 	}
 	key, err := c.context.GenerateRSAKeyPairWithAttributes(public, private, bits)
 	if err != nil {
-		return nil, err
+		return nil, c.made(err)
 	}
 	return key.Public(), nil
 }
@@ -153,7 +153,7 @@ func (c *connection) generateEC(id []byte, label string, curve elliptic.Curve, m
 	}
 	key, err := c.context.GenerateECDSAKeyPairWithAttributes(public, private, curve)
 	if err != nil {
-		return nil, err
+		return nil, c.made(err)
 	}
 	return key.Public().(*ecdsa.PublicKey), nil
 }

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/ThalesIgnite/crypto11"
 	"github.com/miekg/pkcs11"
@@ -70,7 +71,7 @@ func (c *connection) wrap(s pkcs11.SessionHandle, slot *driver.Slot, secret, aad
 		return err
 	}
 	if _, err := c.context.GenerateSecretKeyWithAttributes(template, 256, crypto11.CipherAES); err != nil {
-		return err
+		return c.made(err)
 	}
 	h, err := c.handle(s, keyObject(pkcs11.CKO_SECRET_KEY, slot.ID))
 	if err != nil {
@@ -138,8 +139,8 @@ func (t *Token) Unwrap(ctx context.Context, b enclave.Blob, aad []byte, a enclav
 		return translate(err)
 	}
 	t.gate.leave()
-	return translate(t.alone(ctx, func() error {
-		c, err := t.ready()
+	return translate(t.alone(ctx, func(came time.Time) error {
+		c, err := t.ready(came)
 		if err != nil {
 			return err
 		}
@@ -248,7 +249,11 @@ func (t *Token) destroy(ctx context.Context, serial string, id []byte) error {
 func (c *connection) seal(s pkcs11.SessionHandle, h pkcs11.ObjectHandle, nonce, plaintext, aad []byte) ([]byte, error) {
 	params := pkcs11.NewGCMParams(nonce, aad, 128)
 	defer params.Free()
-	if err := c.module.EncryptInit(s, mechanism(pkcs11.CKM_AES_GCM, params), h); err != nil {
+	err := c.module.EncryptInit(s, mechanism(pkcs11.CKM_AES_GCM, params), h)
+	if isOneOf(err, pkcs11.CKR_MECHANISM_INVALID) {
+		return nil, &enclave.Error{Kind: enclave.ErrUnsupported, Detail: "the token has no AES-GCM", Cause: err, Remedy: "guard the slot by key agreement: guard=agreed"}
+	}
+	if err != nil {
 		return nil, err
 	}
 	sealed, err := c.module.Encrypt(s, plaintext)

@@ -24,7 +24,7 @@ const (
 	// parallel is how many operations are given to a token at once, if it has as many sessions.
 	parallel = 16
 
-	// pause is how long a token that failed to open is let alone.
+	// pause is how long a token that could not be opened is let alone.
 	pause = 200 * time.Millisecond
 )
 
@@ -42,10 +42,10 @@ type Token struct {
 	making chan struct{} // holds one token while a key is made: crypto11 has one session for that
 
 	// What follows is read by who is in the gate, and changed by who has it for himself.
-	closed  bool
-	conn    *connection // nil when there is none
-	failed  error       // why the last attempt to connect failed,
-	retryAt time.Time   // which counts until then
+	closed   bool
+	conn     *connection // nil when there is none
+	failed   error       // why the last attempt to connect failed,
+	failedAt time.Time   // and when
 
 	mu   sync.Mutex
 	info enclave.Info
@@ -104,7 +104,7 @@ func (t *Token) do(ctx context.Context, f func(*connection, pkcs11.SessionHandle
 		if !first || !isDoubtful(err) {
 			return translate(err)
 		}
-		if err := t.alone(ctx, func() error { return t.mend(c) }); err != nil {
+		if err := t.alone(ctx, func(came time.Time) error { return t.mend(c, came) }); err != nil {
 			return translate(err)
 		}
 	}
@@ -139,8 +139,9 @@ func (t *Token) enter(ctx context.Context) (*connection, error) {
 	}
 }
 
-// alone runs f while nobody else uses the token.
-func (t *Token) alone(ctx context.Context, f func() error) error {
+// alone runs f while nobody else uses the token. f is told when its caller came.
+func (t *Token) alone(ctx context.Context, f func(came time.Time) error) error {
+	came := time.Now()
 	if err := t.gate.enterAlone(ctx); err != nil {
 		return err
 	}
@@ -148,20 +149,21 @@ func (t *Token) alone(ctx context.Context, f func() error) error {
 	if t.closed {
 		return errClosed()
 	}
-	return f()
+	return f(came)
 }
 
-// connect makes the connection unless there is one.
-func (t *Token) connect() error {
-	if t.conn != nil {
+// connect makes the connection unless there is one. All who wait for it share one attempt, and the next comes after a pause.
+func (t *Token) connect(came time.Time) error {
+	switch {
+	case t.conn != nil:
 		return nil
-	}
-	if time.Now().Before(t.retryAt) {
+	case t.failedAt.After(came):
 		return t.failed
 	}
+	time.Sleep(time.Until(t.failedAt.Add(pause)))
 	c, err := connect(t.spec)
 	if err != nil {
-		t.failed, t.retryAt = translate(err), time.Now().Add(pause)
+		t.failed, t.failedAt = translate(err), time.Now()
 		return t.failed
 	}
 	t.conn = c
@@ -170,12 +172,12 @@ func (t *Token) connect() error {
 }
 
 // mend looks at a connection that somebody had trouble with, and makes another when it is of no more use. The login is lost with it.
-func (t *Token) mend(c *connection) error {
+func (t *Token) mend(c *connection, came time.Time) error {
 	if t.conn == c && !c.alive() {
 		t.disconnect()
 		time.Sleep(pause / 4)
 	}
-	return t.connect()
+	return t.connect(came)
 }
 
 // learn keeps for Info what the token says about itself.

@@ -218,12 +218,10 @@ func (u *use) decryptRSA(c *connection, s pkcs11.SessionHandle, h pkcs11.ObjectH
 			if err == nil {
 				return message, nil
 			}
-			if err = c.refused(err); errors.Is(err, errRefused) {
-				err = errDecryption()
+			if !isOneOf(err, pkcs11.CKR_MECHANISM_INVALID, pkcs11.CKR_MECHANISM_PARAM_INVALID, pkcs11.CKR_FUNCTION_NOT_SUPPORTED) { // it says so late
+				return nil, c.decryptionFailed(err)
 			}
-			return nil, err
-		}
-		if !isUnable(err) {
+		} else if !isUnable(err) {
 			return nil, err
 		}
 	}
@@ -233,10 +231,7 @@ func (u *use) decryptRSA(c *connection, s pkcs11.SessionHandle, h pkcs11.ObjectH
 	c.lacksOAEP.Store(true) // the key may decrypt, so it was the padding
 	raw, err := c.module.Decrypt(s, u.input)
 	if err != nil {
-		if err = c.refused(err); errors.Is(err, errRefused) {
-			err = errDecryption()
-		}
-		return nil, err
+		return nil, c.decryptionFailed(err)
 	}
 	defer clear(raw)
 	em := make([]byte, len(u.input))
@@ -250,6 +245,14 @@ func (u *use) decryptRSA(c *connection, s pkcs11.SessionHandle, h pkcs11.ObjectH
 		return nil, errDecryption()
 	}
 	return bytes.Clone(message), nil
+}
+
+// decryptionFailed is the error after a token has answered to a ciphertext with err.
+func (c *connection) decryptionFailed(err error) error {
+	if err = c.refused(err); errors.Is(err, errRefused) {
+		return errDecryption()
+	}
+	return err
 }
 
 func (u *use) agree(c *connection, s pkcs11.SessionHandle, h pkcs11.ObjectHandle) ([]byte, error) {
