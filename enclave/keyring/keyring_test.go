@@ -401,6 +401,7 @@ func TestFrozenHelperDoesNotFreezeUs(t *testing.T) {
 
 // The keyring library would start dbus-launch, which leaves a dbus-daemon behind.
 func TestNoDBusDaemonIsStarted(t *testing.T) {
+	program(t) // while PATH still leads to the compiler
 	bin, mark := t.TempDir(), filepath.Join(t.TempDir(), "called")
 	script := "#!/bin/sh\necho called >> " + mark + "\nexit 1\n"
 	if err := os.WriteFile(filepath.Join(bin, "dbus-launch"), []byte(script), 0o755); err != nil {
