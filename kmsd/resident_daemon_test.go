@@ -415,3 +415,57 @@ func TestHSMHelperKilled(t *testing.T) {
 	d.ask(proto.OpUnlock, &proto.Unlock{Slot: d.slots()[0].ID, Secret: []byte(pkcs11test.PIN)}, &proto.Empty{})
 	d.ask(proto.OpSign, &proto.Sign{Key: "app/sign", Data: []byte("x")}, &proto.SignReply{})
 }
+
+// TestFrozenTPM: a TPM that answers nothing holds up nobody who does not use it, is told of soon to those who do, and is used again when it
+// answers.
+func TestFrozenTPM(t *testing.T) {
+	t.Parallel()
+	d, machine := withTPM(t)
+	d.createIn("tpm", "app/sign", "ecdsa-p256")
+	for i := range 20 {
+		d.ask(proto.OpKeyCreate, &proto.KeyCreate{Name: fmt.Sprintf("app/soft%d", i), Algorithm: "ecdsa-p256"}, &proto.KeyInfo{})
+	}
+	d = d.restart() // nothing is in the caches
+	must(t, machine.Freeze())
+	// More than there are workers in the pool, and one of them in the reader of a connection of its own.
+	var stuck []*peer
+	for range 8 {
+		c := bound(t, d.app)
+		c.send(3, proto.OpSign, &proto.Sign{Key: "app/sign", Data: []byte("x")}, &proto.Options{DeadlineMS: 3000})
+		stuck = append(stuck, c)
+	}
+	time.Sleep(100 * time.Millisecond)
+	began := time.Now()
+	for i := range 20 {
+		d.ask(proto.OpSign, &proto.Sign{Key: fmt.Sprintf("app/soft%d", i), Data: []byte("x")}, &proto.SignReply{})
+	}
+	if took := time.Since(began); took > 2*time.Second {
+		t.Errorf("20 signatures in software took %s", took)
+	}
+	for _, c := range stuck {
+		if e := c.response().Err; e == nil || e.Code != proto.CodeDeadline && e.Code != proto.CodeAbsent {
+			t.Errorf("%+v", e)
+		}
+	}
+	began = time.Now()
+	d.refused(proto.OpSign, &proto.Sign{Key: "app/sign", Data: []byte("x")}, proto.CodeAbsent)
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("that the TPM does not answer was told after %s", took)
+	}
+	must(t, machine.Thaw())
+	began = time.Now()
+	for {
+		d.last++
+		d.conn.send(d.last, proto.OpSign, &proto.Sign{Key: "app/sign", Data: []byte("x")}, nil)
+		e := d.conn.response().Err
+		if e == nil {
+			break
+		}
+		if time.Since(began) > 5*time.Second {
+			t.Fatalf("%+v", e)
+		}
+	}
+	if took := time.Since(began); took > 3*time.Second {
+		t.Errorf("used again after %s", took)
+	}
+}

@@ -79,7 +79,11 @@ func (k *token) Generate(ctx context.Context, s enclave.Spec) (enclave.Blob, []b
 	if err != nil {
 		return nil, nil, err
 	}
-	key, material, err := row.NewKey()
+	material, err := k.material(row)
+	if err != nil {
+		return nil, nil, err
+	}
+	key, err := row.Load(material)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -191,6 +195,23 @@ func (k *token) count() int {
 	return len(k.keys)
 }
 
+// primes are RSA keys that tokens have made: more than one of each size would only take time.
+var primes sync.Map
+
+// material makes key material.
+func (k *token) material(row *mechanism.Row) ([]byte, error) {
+	if row.Kind == mechanism.KindRSA {
+		if b, ok := primes.Load(row.Algorithm); ok {
+			return b.([]byte), nil
+		}
+	}
+	b, err := row.Generate()
+	if err == nil && row.Kind == mechanism.KindRSA {
+		primes.Store(row.Algorithm, b)
+	}
+	return b, err
+}
+
 // rack finds devices by location; those for new keys are at the name of the protection.
 type rack map[string]*token
 
@@ -223,6 +244,7 @@ func (h *house) createResident(name string, a keyspec.Algorithm, usages ...keysp
 // TestResidentMatrix tries every operation on a resident key of every algorithm, and compares with what keys in software do: only
 // streams of MACs, which have no end in a device, and derivation are not offered.
 func TestResidentMatrix(t *testing.T) {
+	t.Parallel()
 	for _, row := range mechanism.Table() {
 		t.Run(string(row.Algorithm), func(t *testing.T) {
 			if row.Cost == mechanism.CostRSA && row.Algorithm != keyspec.RSA2048 && row.Algorithm != keyspec.RSA4096 && (testing.Short() || raceDetector) {
@@ -544,6 +566,7 @@ func TestGenerationIsUndone(t *testing.T) {
 
 // TestHungDevice: a device that hangs costs those who use it one wait, and others nothing; and it is used again when it is back.
 func TestHungDevice(t *testing.T) {
+	t.Parallel()
 	h, k := newResidentHouse(t)
 	h.createResident("APP/k", keyspec.ECDSAP256)
 	h.create("APP/soft", keyspec.ECDSAP256)

@@ -73,6 +73,12 @@ func (s *TPM) PowerOff() {
 	}
 }
 
+// Freeze makes the TPM take commands and answer none, until Thaw or PowerOff.
+func (s *TPM) Freeze() error { return s.cmd.Process.Signal(syscall.SIGSTOP) }
+
+// Thaw ends Freeze.
+func (s *TPM) Thaw() error { return s.cmd.Process.Signal(syscall.SIGCONT) }
+
 // Clear makes it another TPM, as far as anybody can tell who sealed something in it (TPM2_Clear, TPM 2.0 part 3 section 24.6).
 func (s *TPM) Clear() error { return s.send(0x126, 0x4000000a, nil) }
 
