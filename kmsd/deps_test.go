@@ -45,7 +45,7 @@ var law = map[string][]string{
 	"enclave/enclavetest": {"enclave", "keystore/keyspec"},
 	"enclave/recovery":    {"enclave"},
 	"enclave/keyring":     {"enclave", "keystore/durable", "enclave/helper", "golang.org/x/sys/unix"},
-	"enclave/keyfile":     {"enclave", "keystore/secmem", "golang.org/x/sys/unix"},
+	"enclave/keyfile":     {"enclave", "keystore/durable", "keystore/secmem", "golang.org/x/sys/unix"},
 	"enclave/pkcs11":      {"enclave", "enclave/helper", "keystore/keyspec", "golang.org/x/crypto/cryptobyte"},
 	"enclave/tpm": {"enclave", "keystore/keyspec", "keystore/secmem", "github.com/google/go-tpm/tpm2", "golang.org/x/crypto/cryptobyte",
 		"golang.org/x/crypto/cryptobyte/asn1", "golang.org/x/sys/unix"},

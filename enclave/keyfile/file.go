@@ -4,17 +4,20 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/subtle"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/kmsd-project/kmsd/enclave"
+	"github.com/kmsd-project/kmsd/keystore/durable"
 )
 
 // The keyfile, 72 bytes:
@@ -70,13 +73,10 @@ func parse(b []byte) (c content, err error) {
 	return c, nil
 }
 
-// read reads the keyfile at path, which is relative to the directory dir and leads through no symbolic link and no other mount. A file
-// that is not there is fs.ErrNotExist. With modes, the file must be ours and closed to others.
-func read(dir *os.File, path string, modes bool) (c content, err error) {
-	fd, err := unix.Openat2(int(dir.Fd()), path, &unix.OpenHow{
-		Flags:   unix.O_RDONLY | unix.O_NONBLOCK | unix.O_NOCTTY | unix.O_CLOEXEC,
-		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
-	})
+// read reads the keyfile at path, which is relative to the directory dir on the mount with the given id. A file that is not there is
+// fs.ErrNotExist. With modes, the file must be ours and closed to others.
+func read(dir *os.File, mountID uint64, path string, modes bool) (c content, err error) {
+	fd, err := walk(int(dir.Fd()), mountID, path)
 	if err != nil {
 		return c, fileError(err)
 	}
@@ -96,6 +96,44 @@ func read(dir *os.File, path string, modes bool) (c content, err error) {
 		return c, fileError(err)
 	}
 	return parse(b[:n])
+}
+
+// walk opens the file at path, step by step: none may be a symbolic link, or the root of another mount. It does what openat2(2) does
+// with RESOLVE_NO_SYMLINKS and RESOLVE_NO_XDEV; sandboxes refuse that call altogether, because they cannot see into its arguments.
+func walk(dir int, mountID uint64, path string) (fd int, err error) {
+	steps := strings.Split(path, "/")
+	at := dir
+	defer func() {
+		if at != dir {
+			unix.Close(at)
+		}
+	}()
+	for i, name := range steps {
+		flags := unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC
+		if last := i == len(steps)-1; last {
+			flags = unix.O_RDONLY | unix.O_NOFOLLOW | unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOCTTY
+		}
+		next, err := unix.Openat(at, name, flags, 0)
+		if err != nil {
+			return -1, err
+		}
+		if at != dir {
+			unix.Close(at)
+		}
+		at = next
+		var stat unix.Statx_t
+		if err := unix.Statx(at, "", unix.AT_EMPTY_PATH, unix.STATX_TYPE|unix.STATX_MNT_ID, &stat); err != nil {
+			return -1, err
+		}
+		switch {
+		case stat.Mnt_id != mountID:
+			return -1, unix.EXDEV
+		case stat.Mode&unix.S_IFMT == unix.S_IFLNK:
+			return -1, unix.ELOOP
+		}
+	}
+	fd, at = at, dir
+	return fd, nil
 }
 
 // checkFile refuses a file that somebody else could have read or could change.
@@ -121,39 +159,27 @@ func checkFile(info fs.FileInfo, modes bool) error {
 
 // create writes a new keyfile as name in the directory dir. It appears whole or not at all, and never in the place of another.
 func create(dir, name string, c *content) error {
-	temp, err := os.CreateTemp(dir, ".kmsd-keyfile-*") // 0600
-	if err != nil {
-		return fileError(err)
-	}
-	defer os.Remove(temp.Name())
+	var random [8]byte
+	rand.Read(random[:])
+	temp := filepath.Join(dir, ".kmsd-keyfile-"+hex.EncodeToString(random[:]))
 	b := c.appendTo(make([]byte, 0, fileSize))
 	defer clear(b)
-	_, err = temp.Write(b)
+	err := durable.Write(temp, b)
+	defer os.Remove(temp)
 	if err == nil {
-		err = temp.Sync()
-	}
-	if closeErr := temp.Close(); err == nil {
-		err = closeErr
-	}
-	if err == nil {
-		err = unix.Renameat2(unix.AT_FDCWD, temp.Name(), unix.AT_FDCWD, filepath.Join(dir, name), unix.RENAME_NOREPLACE)
+		target := filepath.Join(dir, name)
+		err = unix.Renameat2(unix.AT_FDCWD, temp, unix.AT_FDCWD, target, unix.RENAME_NOREPLACE)
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) { // a file system that can only rename over what is there
+			err = durable.Write(target, b)
+		}
 	}
 	if err == nil {
-		err = syncDir(dir)
+		err = durable.Sync(dir)
 	}
 	if err != nil {
 		return fileError(err)
 	}
 	return nil
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }
 
 // fileError gives a failure of the file system its sentinel. fs.ErrNotExist stays what it is, for the caller knows what is missing.

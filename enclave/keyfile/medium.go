@@ -306,7 +306,7 @@ func (m mount) read(path string) (content, error) {
 	if err != nil {
 		return content{}, fs.ErrNotExist
 	}
-	return read(dir, inside, m.hasModes())
+	return read(dir, m.id, inside, m.hasModes())
 }
 
 // device returns the block device below the file system. btrfs and its like have a number of their own, so the source is asked first.

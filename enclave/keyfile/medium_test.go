@@ -133,6 +133,11 @@ func testUUID(t *testing.T, d *desk) {
 	must(t, fresh.Expect(b))
 	expect(t, "after a restart", fresh, b, enclave.Ready, nil, "")
 
+	// Nothing may be mounted on the way to the file.
+	must(t, unix.Mount("between", filepath.Join(second, "keys"), "tmpfs", 0, ""))
+	expect(t, "mounted over a directory", k, b, enclave.Misconfigured, enclave.ErrMisconfigured, "another file system")
+	must(t, unix.Unmount(filepath.Join(second, "keys"), 0))
+
 	// Pulled without being unmounted: the mount is still there, and the pages may still be in memory; the device is not.
 	device, err := os.Readlink(filepath.Join(d.uuids, uuid))
 	must(t, err)
