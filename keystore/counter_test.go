@@ -16,7 +16,7 @@ import (
 	"github.com/kmsd-project/kmsd/keystore/keyspec"
 )
 
-// testCounter is a counter as a TPM has one. Its number is kept outside of the state directory.
+// testCounter is a counter as a TPM has one, with faults. Its number is not in the state directory, so no copy of that takes it along.
 type testCounter struct {
 	mu         sync.Mutex
 	value      uint64        // 0: there is none
