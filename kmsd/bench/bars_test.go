@@ -84,6 +84,7 @@ func TestBars(t *testing.T) {
 			bulkData(t, &tb, d, d.dial(t))
 		}},
 		{"scale", func() { scale(t, &tb) }},
+		{"resident", func() { resident(t, &tb) }},
 	} {
 		if *only == "" || slices.Contains(strings.Split(*only, ","), part.name) {
 			part.measure()

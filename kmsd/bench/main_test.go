@@ -26,7 +26,7 @@ var (
 	bins   = flag.String("bin", "../../bin", "directory of the built kmsd, kmsctl and kmsd-keyring")
 	passes = flag.Int("passes", 5, "passes of every measurement")
 	slice  = flag.Duration("slice", 400*time.Millisecond, "length of one measurement in one pass")
-	only   = flag.String("only", "", "measure these parts alone: footprint, roundtrip, signing, sealing, creation, fairness, bulk, scale; separated by commas")
+	only   = flag.String("only", "", "measure these parts alone: footprint, roundtrip, signing, sealing, creation, fairness, bulk, scale, resident; separated by commas")
 	keys   = flag.Int("keys", 100_000, "keys of the large keystore")
 	bulk   = flag.Int64("bulk", 1<<30, "bytes of the bulk measurement")
 )
