@@ -351,9 +351,13 @@ func performResident(ctx context.Context, d enclave.Resident, r proto.Request, r
 		}
 		op := enclave.Op{Usage: keyspec.Usage(m.Usage), Scheme: keyspec.Scheme(m.Scheme), Input: m.Input, Digest: m.Digest, Nonce: m.Nonce,
 			AAD: m.AAD, Bound: m.Bound}
-		room := make([]byte, 0, len(m.Input)+outputRoom)
-		reply.Output, failure = d.Do(ctx, m.Blob, op, room)
-		clear(room[:cap(room)][min(len(reply.Output), cap(room)):])
+		room := make([]byte, len(m.Input)+outputRoom)
+		reply.Output, failure = d.Do(ctx, m.Blob, op, room[:0])
+		if out := reply.Output; len(out) > 0 && &out[0] == &room[0] {
+			clear(room[len(out):])
+		} else {
+			clear(room) // what the driver left in it before it took more, or failed
+		}
 		if failure == nil && len(reply.Output) > proto.MaxHelperData {
 			failure = &enclave.Error{Kind: enclave.ErrUnsupported, Detail: fmt.Sprintf("result of %d bytes", len(reply.Output))}
 		}

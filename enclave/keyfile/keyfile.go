@@ -5,7 +5,8 @@
 // and the other way round. The slot names the file system by its UUID and the file by its path inside of it, so the medium is found
 // wherever it is mounted. A medium can be copied like any file: it is as good as the place where it is kept.
 //
-// An application that wants the store to close when the medium is pulled asks Present every second or so.
+// Whoever wants the store to close when the medium is pulled asks Health every second or so: a medium that does not answer before the
+// context is done is absent.
 package keyfile
 
 import (
@@ -73,7 +74,7 @@ func Open(path string) (*Keyfile, error) {
 	return &Keyfile{path: filepath.Clean(path), system: theSystem(), token: make(chan struct{}, 1)}, nil
 }
 
-// Expect tells the driver which slot it is for, so that Health and Present know the medium before the first Unwrap.
+// Expect tells the driver which slot it is for, so that Health knows the medium before the first Unwrap.
 func (k *Keyfile) Expect(b enclave.Blob) error {
 	s, err := decode(b)
 	if err != nil {
@@ -146,7 +147,18 @@ func (k *Keyfile) Unwrap(ctx context.Context, b enclave.Blob, aad []byte, _ encl
 
 // Health looks for the keyfile of the slot that was used or expected last, or at the path when none was.
 func (k *Keyfile) Health(ctx context.Context) enclave.Health {
-	err := k.look(ctx)
+	k.mu.Lock()
+	s := k.slot
+	k.mu.Unlock()
+	_, err := await(ctx, k, func() (f found, err error) {
+		if s == nil {
+			f, err = k.system.look(k.path)
+		} else if f, err = k.system.find(s.where); err == nil && f.id != s.file {
+			err = errExchanged()
+		}
+		f.wipe() // nobody needs it
+		return f, err
+	})
 	if err == nil {
 		return enclave.Health{State: enclave.Ready}
 	}
@@ -162,28 +174,6 @@ func (k *Keyfile) Health(ctx context.Context) enclave.Health {
 		h.State = enclave.Misconfigured
 	}
 	return h
-}
-
-// Present reports whether the medium is there with the keyfile on it. A medium that does not answer before ctx is done counts as gone.
-func (k *Keyfile) Present(ctx context.Context) bool {
-	return k.look(ctx) == nil
-}
-
-// look looks for the keyfile without using it.
-func (k *Keyfile) look(ctx context.Context) error {
-	k.mu.Lock()
-	s := k.slot
-	k.mu.Unlock()
-	_, err := await(ctx, k, func() (f found, err error) {
-		if s == nil {
-			f, err = k.system.look(k.path)
-		} else if f, err = k.system.find(s.where); err == nil && f.id != s.file {
-			err = errExchanged()
-		}
-		f.wipe() // nobody needs it
-		return f, err
-	})
-	return err
 }
 
 // Close makes every later call fail. Work that waits for the medium is left to itself.
