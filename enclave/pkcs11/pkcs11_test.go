@@ -2,6 +2,7 @@ package pkcs11_test
 
 import (
 	"errors"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -224,4 +225,27 @@ func TestWrongPINLogsOut(t *testing.T) {
 	if err := s.unwrap(t.Context(), e, pin()); err != nil {
 		t.Errorf("unwrap with the right PIN: %v", err)
 	}
+}
+
+// OpenSC's module, for smart cards, is loaded and asked; there is no card where the tests run.
+func TestOpenSCWithoutACard(t *testing.T) {
+	h := newSoftHSM(t)
+	e := h.dial(t, pkcs11.Spec{Module: openSC(t), Token: "no such card"})
+	if err := e.Login(t.Context(), pin()); !errors.Is(err, enclave.ErrAbsent) {
+		t.Errorf("login: %v", err)
+	}
+	if health := e.Health(t.Context()); health.State != enclave.Absent {
+		t.Errorf("health: %+v", health)
+	}
+}
+
+func openSC(t *testing.T) string {
+	t.Helper()
+	for _, path := range []string{"/usr/lib/x86_64-linux-gnu/opensc-pkcs11.so", "/usr/lib/aarch64-linux-gnu/opensc-pkcs11.so", "/usr/lib64/opensc-pkcs11.so"} {
+		if _, err := os.Stat(path); err == nil {
+			return path
+		}
+	}
+	t.Fatal("OpenSC is not installed: apt-get install opensc-pkcs11")
+	return ""
 }
