@@ -196,25 +196,25 @@ func (c *Conn) Append(a Appender, size int) {
 	before := c.out
 	c.out = a.AppendFrame(before)
 	if cap(c.out) != cap(before) { // it took more than it said
-		putBuffer(before, len(before))
+		PutBuffer(before, len(before))
 	}
 	c.queued()
 }
 
-// Give queues the whole frame, with its length word, in the first n bytes of a buffer of TakeLarge, and takes the buffer.
+// Give queues the whole frame, with its length word, in the first n bytes of a buffer of TakeBuffer, and takes the buffer.
 func (c *Conn) Give(buf []byte, n int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
 	case c.dead:
-		putBuffer(buf, n)
+		PutBuffer(buf, n)
 		return
 	case c.out == nil:
 		c.out = buf[:n]
 	default:
 		c.room(n)
 		c.out = append(c.out, buf[:n]...)
-		putBuffer(buf, n)
+		PutBuffer(buf, n)
 	}
 	c.queued()
 }
@@ -223,10 +223,10 @@ func (c *Conn) Give(buf []byte, n int) {
 func (c *Conn) room(n int) {
 	switch {
 	case c.out == nil:
-		c.out = takeBuffer(n)[:0]
+		c.out = TakeBuffer(n)[:0]
 	case cap(c.out)-len(c.out) < n:
-		bigger := append(takeBuffer(len(c.out) + n)[:0], c.out...)
-		putBuffer(c.out, len(c.out))
+		bigger := append(TakeBuffer(len(c.out) + n)[:0], c.out...)
+		PutBuffer(c.out, len(c.out))
 		c.out = bigger
 	}
 }
@@ -254,13 +254,13 @@ func (c *Conn) flush() {
 		c.mu.Lock()
 		switch {
 		case err != nil:
-			putBuffer(buf, len(buf))
+			PutBuffer(buf, len(buf))
 			c.die()
 		case n < len(buf):
 			go c.drain(buf, n)
 			return
 		default:
-			putBuffer(buf, len(buf))
+			PutBuffer(buf, len(buf))
 		}
 	}
 	c.writing = false
@@ -272,7 +272,7 @@ func (c *Conn) drain(buf []byte, n int) {
 	for {
 		c.unix.SetWriteDeadline(time.Now().Add(c.server.Limits.Write))
 		_, err := c.unix.Write(buf[n:])
-		putBuffer(buf, len(buf))
+		PutBuffer(buf, len(buf))
 		c.mu.Lock()
 		if err != nil {
 			c.die()
@@ -326,7 +326,7 @@ func (c *Conn) die() {
 		c.reason = ErrClosed
 	}
 	if c.out != nil {
-		putBuffer(c.out, len(c.out))
+		PutBuffer(c.out, len(c.out))
 		c.out = nil
 	}
 	c.change.Broadcast()
@@ -363,7 +363,7 @@ func (c *Conn) run() {
 	}
 	c.mu.Unlock()
 	if c.in != nil {
-		putBuffer(c.in, len(c.in))
+		PutBuffer(c.in, len(c.in))
 		c.in = nil
 	}
 	c.releaseLarge()
@@ -450,7 +450,7 @@ func (c *Conn) fill() error {
 // onReadable takes a buffer only when it finds bytes to put into it, and gives it back before the goroutine sleeps.
 func (c *Conn) onReadable(fd uintptr) bool {
 	if c.in == nil {
-		c.in, c.start, c.end = takeBuffer(0), 0, 0
+		c.in, c.start, c.end = TakeBuffer(0), 0, 0
 	}
 	for {
 		var err error
@@ -462,7 +462,7 @@ func (c *Conn) onReadable(fd uintptr) bool {
 			continue
 		case unix.EAGAIN:
 			if c.start == c.end {
-				putBuffer(c.in, c.end)
+				PutBuffer(c.in, c.end)
 				c.in = nil
 			}
 			return false
@@ -539,7 +539,7 @@ func (c *Conn) arrange(fresh bool) {
 		small := c.end <= bufferSizes[0]
 		c.start, c.end = 0, 0
 		if len(c.in) > bufferSizes[1] || small && len(c.in) > bufferSizes[0] {
-			putBuffer(c.in, 0)
+			PutBuffer(c.in, 0)
 			c.in = nil
 			c.releaseLarge()
 		}
@@ -553,9 +553,9 @@ func (c *Conn) arrange(fresh bool) {
 		return
 	}
 	if c.start > 0 && len(c.in) == bufferSizes[0] { // requests come faster than they are read
-		next := takeBuffer(bufferSizes[1])
+		next := TakeBuffer(bufferSizes[1])
 		copy(next, c.in[c.start:c.end])
-		putBuffer(c.in, c.end)
+		PutBuffer(c.in, c.end)
 		c.in, c.start, c.end = next, 0, pending
 		return
 	}
@@ -569,9 +569,9 @@ func (c *Conn) arrange(fresh bool) {
 	if whole > largeBuffer {
 		c.acquireLarge()
 	}
-	next := takeBuffer(whole)
+	next := TakeBuffer(whole)
 	copy(next, c.in[:c.end])
-	putBuffer(c.in, c.end)
+	PutBuffer(c.in, c.end)
 	c.in = next
 }
 

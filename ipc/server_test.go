@@ -717,7 +717,7 @@ type giver struct{ c *Conn }
 func (giver) Open(c *Conn) (Session, error) { c.Established(); return giver{c}, nil }
 
 func (g giver) Frame(f []byte) error {
-	buf := TakeLarge()
+	buf := TakeBuffer(MaxBuffer)
 	binary.BigEndian.PutUint32(buf, uint32(len(f)))
 	g.c.Give(buf, lengthSize+copy(buf[lengthSize:], f))
 	return nil
@@ -744,11 +744,11 @@ func TestGive(t *testing.T) {
 	c.Close()
 	time.Sleep(50 * time.Millisecond)
 	for range 8 {
-		buf := TakeLarge()
+		buf := TakeBuffer(MaxBuffer)
 		if i := bytes.IndexFunc(buf, func(r rune) bool { return r != 0 }); i >= 0 {
 			t.Fatalf("%q at byte %d of a buffer that was given back", buf[i], i)
 		}
-		PutLarge(buf, 0)
+		PutBuffer(buf, 0)
 	}
 }
 
@@ -763,7 +763,7 @@ func TestBuffersAreWiped(t *testing.T) {
 	}
 	time.Sleep(20 * time.Millisecond)
 	for range 20 {
-		b := takeBuffer(0)
+		b := TakeBuffer(0)
 		if strings.Contains(string(b), canary) {
 			t.Fatal("a buffer in the pool still holds a request")
 		}

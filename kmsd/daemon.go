@@ -11,7 +11,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"reflect"
-	"runtime/debug"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -34,10 +34,12 @@ const (
 	shutdownGrace = 10 * time.Second // for requests under way when the daemon is told to stop
 	startTime     = 5 * time.Second  // for devices, before the sockets are opened anyway
 
-	// gcPercent lets the heap grow to 16 MB before it is collected. What lives on it is about 1 MB, so that at Go's
-	// default of 100 a busy daemon would collect all the time: a third of the cost of a small encryption. Idle memory
-	// does not depend on it, because the engine has the heap collected and given back when it falls idle.
-	gcPercent = 400
+	// ballastSize is memory that is never touched and so takes none, but that the collector counts: it lets the heap grow by 8
+	// MB, or double if that is more, before it is collected. What lives on it is about 1 MB, so that without a ballast a busy
+	// daemon would collect all the time: a third of the cost of a small encryption. A larger GC percentage would do that too, but
+	// leave a multiple of what peers make the daemon hold to be collected. Idle memory does not depend on it, because the engine
+	// has the heap collected and given back when it falls idle.
+	ballastSize = 8 << 20
 )
 
 // daemon is everything there is one of.
@@ -66,7 +68,8 @@ func run(ctx context.Context, c config, reread func() (config, error), log *slog
 	if d.pin, err = parseStorePin(c.StoreID); err != nil {
 		return err
 	}
-	debug.SetGCPercent(gcPercent)
+	ballast := make([]byte, ballastSize)
+	defer runtime.KeepAlive(ballast)
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP)
 	defer signal.Stop(hangup)

@@ -113,7 +113,7 @@ func TestDaemonWithIdleConnections(t *testing.T) {
 		bound(t, d.app)
 	}
 	grown := d.memory("VmRSS") - before
-	if per := grown / n; per > 10<<10 && !raceEnabled {
+	if per := grown / n; per > 9<<10 && !raceEnabled {
 		t.Errorf("%d bytes for each idle connection", per)
 	}
 	p := bound(t, d.app)

@@ -117,6 +117,8 @@ const (
 // in a few bytes for as much as fits a frame, and does not read, would make the daemon hold hundreds of answers.
 func replySpace(op string) int {
 	switch op {
+	case proto.OpCapabilities:
+		return 16 << 10
 	case proto.OpRandom, proto.OpBatch, proto.OpKeyList, proto.OpKeyFind, proto.OpAuditTail, proto.OpCertGet:
 		return proto.MaxControlFrame
 	case proto.OpStreamUpdate: // of a backup

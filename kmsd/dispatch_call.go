@@ -38,9 +38,9 @@ type call struct {
 	finished atomic.Bool   // its handler has returned; all that is left is to answer
 	failure  *proto.Error  // of AppendFrame
 	result   proto.Message // of AppendFrame
-	output   []byte        // of room
-	large    []byte        // of chunk,
-	head     int           // and where in it the output begins
+	output   []byte        // of room, if that is small
+	large    []byte        // of room, if it is not, or of chunk,
+	head     int           // and where in it the output of chunk begins
 
 	mu       sync.Mutex
 	done     chan struct{}
@@ -57,12 +57,19 @@ func newCall(s *session) *call {
 	return c
 }
 
-// outputSpace is the room for the output of an operation with a key: a message of 1 KiB and what encryption adds to it.
-const outputSpace = 1<<10 + 128
+// Room for the output of an operation with a key, in bytes.
+const (
+	outputOverhead = 128                    // what encryption adds, or a signature
+	outputSpace    = 1<<10 + outputOverhead // of what a call keeps for the next one
+)
 
-// room returns an empty buffer for the output of the handler, which must not keep it. It is wiped and used again once c has
-// been answered.
-func (c *call) room() []byte {
+// room returns an empty buffer for the output of the handler, which is about size bytes and must not be kept: the buffer is
+// wiped and used again once c has been answered.
+func (c *call) room(size int) []byte {
+	if size+outputOverhead > outputSpace {
+		c.large = ipc.TakeBuffer(size + outputOverhead)
+		return c.large[:0]
+	}
 	if c.output == nil {
 		c.output = make([]byte, 0, outputSpace)
 	}
@@ -73,7 +80,7 @@ func (c *call) room() []byte {
 // goes: what fits it is written from there.
 func (c *call) chunk() []byte {
 	if c.large == nil {
-		c.large = ipc.TakeLarge()
+		c.large = ipc.TakeBuffer(ipc.MaxBuffer)
 		head, _, _ := proto.AppendResponseAround(nil, c.request.ID, &proto.StreamData{Data: c.large[:proto.MaxChunk]})
 		c.head = len(head)
 	}
@@ -101,19 +108,24 @@ func (c *call) inLarge(b []byte) bool {
 	return c.large != nil && len(b) > 0 && &b[0] == &c.large[c.head]
 }
 
-// freeChunk gives the buffer of chunk back, wiped.
-func (c *call) freeChunk() {
-	if r, ok := c.result.(*proto.StreamData); ok && c.inLarge(r.Data) {
-		ipc.PutLarge(c.large, c.head+len(r.Data))
+// wipe wipes the output and gives its buffer back.
+func (c *call) wipe() {
+	clear(c.output[:cap(c.output)])
+	if c.large == nil {
+		return
 	}
-	c.large = nil // where nobody knows how much of it was used, the collector wipes it
+	used := len(c.large)
+	if r, ok := c.result.(*proto.StreamData); ok && c.inLarge(r.Data) {
+		used = c.head + len(r.Data)
+	}
+	ipc.PutBuffer(c.large, used)
+	c.large, c.head = nil, 0
 }
 
 // free returns c for another request. A call that somebody may still look at is left to the collector instead.
 func (c *call) free() {
 	clear(c.frame)
-	clear(c.output[:cap(c.output)])
-	c.freeChunk()
+	c.wipe()
 	c.mu.Lock()
 	shared := c.done != nil || c.timer != nil || c.err != nil
 	c.mu.Unlock()
@@ -293,6 +305,7 @@ func (c *call) item(op string, params []byte) ([]byte, *proto.Error) {
 	}
 	sub := &call{ctx: c.ctx, daemon: c.daemon, session: c.session, op: row}
 	sub.request = proto.Request{ID: c.request.ID, Op: op, Params: params, Options: proto.Options{Trace: c.request.Options.Trace}}
+	defer sub.wipe()
 	result, e := sub.inItsLane(c.lane)
 	if e != nil {
 		return nil, e

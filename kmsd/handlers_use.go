@@ -17,7 +17,7 @@ func handleSign(c *call) (proto.Message, error) {
 		return nil, err
 	}
 	sig, number, err := c.daemon.engine.Sign(c.ctx, &c.session.who, ref, keyspec.Scheme(in.Scheme), mechanism.Encoding(in.Encoding),
-		mechanism.Input{Message: in.Data, Digest: in.Digest}, c.room())
+		mechanism.Input{Message: in.Data, Digest: in.Digest}, c.room(0))
 	if err != nil {
 		return nil, err
 	}
@@ -53,7 +53,7 @@ func handleMAC(c *call) (proto.Message, error) {
 	if err != nil {
 		return nil, err
 	}
-	mac, number, err := c.daemon.engine.MAC(c.ctx, &c.session.who, ref, in.Data, c.room())
+	mac, number, err := c.daemon.engine.MAC(c.ctx, &c.session.who, ref, in.Data, c.room(0))
 	if err != nil {
 		return nil, err
 	}
@@ -81,7 +81,7 @@ func handleEncrypt(c *call) (proto.Message, error) {
 	if err != nil {
 		return nil, err
 	}
-	sealed, number, err := c.daemon.engine.Encrypt(c.ctx, &c.session.who, ref, in.Data, in.AAD, c.room())
+	sealed, number, err := c.daemon.engine.Encrypt(c.ctx, &c.session.who, ref, in.Data, in.AAD, c.room(len(in.Data)))
 	if err != nil {
 		return nil, err
 	}
@@ -97,7 +97,7 @@ func handleDecrypt(c *call) (proto.Message, error) {
 	if err != nil {
 		return nil, err
 	}
-	data, number, err := c.daemon.engine.Decrypt(c.ctx, &c.session.who, ref, in.Ciphertext, in.AAD, in.Label, c.room())
+	data, number, err := c.daemon.engine.Decrypt(c.ctx, &c.session.who, ref, in.Ciphertext, in.AAD, in.Label, c.room(len(in.Ciphertext)))
 	if err != nil {
 		return nil, err
 	}
@@ -113,7 +113,7 @@ func handleRewrap(c *call) (proto.Message, error) {
 	if err != nil {
 		return nil, err
 	}
-	sealed, number, err := c.daemon.engine.Rewrap(c.ctx, &c.session.who, name, in.Ciphertext, in.AAD, c.room())
+	sealed, number, err := c.daemon.engine.Rewrap(c.ctx, &c.session.who, name, in.Ciphertext, in.AAD, c.room(len(in.Ciphertext)))
 	if err != nil {
 		return nil, err
 	}
@@ -206,7 +206,7 @@ func handleRandom(c *call) (proto.Message, error) {
 	if err != nil {
 		return nil, err
 	}
-	data, err := c.daemon.engine.Random(c.ctx, &c.session.who, int(in.Bytes), nil)
+	data, err := c.daemon.engine.Random(c.ctx, &c.session.who, int(in.Bytes), c.room(int(min(in.Bytes, engine.MaxRandom))))
 	if err != nil {
 		return nil, err
 	}
