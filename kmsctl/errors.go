@@ -101,6 +101,9 @@ func hintFor(err error) string {
 	return ""
 }
 
+// acceptRollback is the flag by which somebody takes responsibility for the state of the files.
+const acceptRollback = "--accept-rollback"
+
 // wireHint is the one table of remedies by wire code.
 func wireHint(e *proto.Error) string {
 	switch e.Code {
@@ -139,7 +142,12 @@ func wireHint(e *proto.Error) string {
 		return "give it more time with --timeout"
 	case proto.CodeAuthFailed:
 		return "kmsctl slot list tells what each slot expects"
-	case proto.CodeLockedOut, proto.CodeAbsent, proto.CodeReplaced, proto.CodeMisconfigured:
+	case proto.CodeAbsent:
+		if strings.Contains(e.Message, acceptRollback) { // the counter of the keystore
+			return "bring the device back; if it is lost for good, and you are sure of the files: kmsctl unlock " + acceptRollback
+		}
+		return "kmsctl doctor"
+	case proto.CodeLockedOut, proto.CodeReplaced, proto.CodeMisconfigured:
 		return "kmsctl doctor"
 	case proto.CodeRollback:
 		return "find out who put the old files back; bring the newest ones, or go on with these: kmsctl unlock --accept-rollback"

@@ -13,7 +13,7 @@ func newUnlock(a *app) *cobra.Command {
 	var pin secretFlags
 	var slot uint32
 	var shares []string
-	var auto, acceptRollback bool
+	var auto, accept bool
 	c := uses(&cobra.Command{
 		Use:   "unlock",
 		Short: "Open a locked keystore",
@@ -28,7 +28,7 @@ When the keystore was put back to an older state, which a TPM notices, it stays 
 say --accept-rollback.`,
 		Args: exactArgs(),
 		RunE: func(c *cobra.Command, args []string) error {
-			params := proto.Unlock{Slot: slot, AcceptRollback: acceptRollback}
+			params := proto.Unlock{Slot: slot, AcceptRollback: accept}
 			switch {
 			case auto:
 			case len(shares) > 0:
@@ -65,7 +65,7 @@ say --accept-rollback.`,
 	c.Flags().Uint32Var(&slot, "slot", 0, "use this slot (default: the one that the secret is for)")
 	c.Flags().StringArrayVar(&shares, "share-file", nil, "a file with one recovery share; repeat for each share")
 	c.Flags().BoolVar(&auto, "auto", false, "try the slots that need no secret")
-	c.Flags().BoolVar(&acceptRollback, "accept-rollback", false, "go on with a keystore that was put back to an older state")
+	c.Flags().BoolVar(&accept, "accept-rollback", false, "go on with a keystore that was put back to an older state")
 	pin.register(c, "pin", "the PIN, passphrase or recovery key")
 	c.MarkFlagsMutuallyExclusive("share-file", "auto", "pin-fd")
 	c.MarkFlagsMutuallyExclusive("share-file", "auto", "pin-file")

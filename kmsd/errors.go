@@ -34,6 +34,7 @@ var wireErrors = []struct {
 	{engine.ErrDecryption, proto.CodeDecryptionFailed, proto.ClassInput, true, 0, "decryption failed"},
 	{mechanism.ErrDecryption, proto.CodeDecryptionFailed, proto.ClassInput, true, 0, "decryption failed"},
 	{ciphertext.ErrDecryption, proto.CodeDecryptionFailed, proto.ClassInput, true, 0, "decryption failed"},
+	{enclave.ErrDecryption, proto.CodeDecryptionFailed, proto.ClassInput, true, 0, "decryption failed"},
 	{mechanism.ErrVerification, proto.CodeVerificationFailed, proto.ClassInput, true, 0, "verification failed"},
 	{audit.ErrLocked, proto.CodeLocked, proto.ClassState, true, 0, "the keystore is locked"}, // before ErrAudit, which it may come in
 	{engine.ErrUnrecorded, proto.CodeStorage, proto.ClassBackend, true, time.Second, "the act could not be recorded, so it was not carried out"},
@@ -113,6 +114,7 @@ var wireErrors = []struct {
 	{keyspec.ErrAlgorithm, proto.CodeInvalid, proto.ClassInput, true, 0, ""},
 	{keyspec.ErrUsage, proto.CodeInvalid, proto.ClassInput, true, 0, ""},
 	{keyspec.ErrScheme, proto.CodeInvalid, proto.ClassInput, true, 0, ""},
+	{keyspec.ErrEscrow, proto.CodeInvalid, proto.ClassInput, true, 0, ""},
 	{keyspec.ErrReason, proto.CodeInvalid, proto.ClassInput, true, 0, ""},
 	{engine.ErrInput, proto.CodeInvalid, proto.ClassInput, true, 0, ""},
 	{errSpec, proto.CodeInvalid, proto.ClassInput, true, 0, ""},

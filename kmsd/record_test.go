@@ -228,7 +228,7 @@ func TestFailedUnlockLocksAgain(t *testing.T) {
 	if err := foreign.Unlock(make([]byte, 32)); err != nil {
 		t.Fatal(err)
 	}
-	d := &daemon{audit: foreign, engine: engine.New(engine.Config{Audit: foreign})}
+	d := &daemon{audit: foreign, slots: rig.slotKeeper, engine: engine.New(engine.Config{Audit: foreign})}
 	d.adopt(s)
 	if s.Locked() {
 		t.Fatal("the keystore is locked from the start")

@@ -116,7 +116,7 @@ func (d *daemon) look(ctx context.Context, slot keystore.Slot) enclave.Health {
 
 // mayHeal reports whether a request that meets a locked keystore is to try the slots first.
 func (d *daemon) mayHeal() bool {
-	return phase(d.phase.Load()) == phaseLocked && d.healing.due(time.Now())
+	return phase(d.phase.Load()) == phaseLocked && d.store.Load() != nil && d.healing.due(time.Now())
 }
 
 // heal tries the slots that need nobody and no PIN.

@@ -204,17 +204,17 @@ func (k *slotKeeper) unlockSlot(ctx context.Context, s *keystore.Store, slot key
 	}
 	defer secret.Free()
 	locked := s.Locked()
-	options := keystore.UnlockOptions{Counter: k.counter(s), AcceptRollback: a.AcceptRollback}
-	err = s.UnlockWith(ctx, slot.ID, secret.Bytes(), options)
-	if errors.Is(err, keystore.ErrCounterAbsent) && slot.Kind == recovery.Kind {
-		// Whoever brings the recovery key does so because a device is lost, and the counter with it. A counter that answers, and says that the
-		// files are old, is another matter.
-		k.log.Warn("the counter that tells old copies of the keystore cannot be asked; opened all the same, by a recovery key", "error", err)
-		options.AcceptRollback = true
-		err = s.UnlockWith(ctx, slot.ID, secret.Bytes(), options)
+	// Not even a recovery key decides by itself that the files are the newest when the counter cannot be asked: who has put an old copy there
+	// could keep the TPM busy, and let somebody who knows nothing of it bring the key.
+	err = s.UnlockWith(ctx, slot.ID, secret.Bytes(), keystore.UnlockOptions{Counter: k.counter(s), AcceptRollback: a.AcceptRollback})
+	if err != nil {
+		err = fmt.Errorf("slot %d: %w", slot.ID, err)
+	}
+	if errors.Is(err, keystore.ErrCounterAbsent) {
+		err = hinted{err, "if that device is lost for good, and you are sure of these files: kmsctl unlock --accept-rollback"}
 	}
 	if err != nil {
-		return fmt.Errorf("slot %d: %w", slot.ID, err)
+		return err
 	}
 	k.remember(slot.UUID)
 	if locked {
