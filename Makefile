@@ -84,12 +84,12 @@ test-packages:
 list-packages:
 	@echo $(PACKAGES)
 
-check: ## gofmt, vet (the client for macOS and Windows too), staticcheck
+check: ## gofmt, vet (client and keyring library for macOS and Windows too), staticcheck
 	@unformatted=$$(gofmt -l $$(git ls-files --cached --others --exclude-standard '*.go')); \
 	test -z "$$unformatted" || { echo "gofmt would change:"; echo "$$unformatted"; exit 1; }
 	$(GO) vet ./...
-	CGO_ENABLED=0 GOOS=darwin $(GO) vet ./client/...
-	CGO_ENABLED=0 GOOS=windows $(GO) vet ./client/...
+	CGO_ENABLED=0 GOOS=darwin $(GO) vet ./client/... ./enclave/keyring/ring
+	CGO_ENABLED=0 GOOS=windows $(GO) vet ./client/... ./enclave/keyring/ring
 	$(GO) run $(STATICCHECK) ./...
 
 vuln: ## known vulnerabilities in what is linked (asks vuln.go.dev)

@@ -3,8 +3,11 @@ package enclave
 import "errors"
 
 // HealthOf turns the error of a driver into a state of health, for drivers that look at their device by talking to it. What may pass by
-// itself is Absent.
+// itself is Absent; nil is Ready.
 func HealthOf(err error) Health {
+	if err == nil {
+		return Health{State: Ready}
+	}
 	h := Health{State: Absent, Detail: err.Error()}
 	var e *Error
 	if errors.As(err, &e) {

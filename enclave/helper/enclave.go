@@ -124,30 +124,7 @@ func (e *Enclave) Health(ctx context.Context) enclave.Health {
 		return fmt.Errorf("health %q", h.State)
 	})
 	if err != nil {
-		return healthOf(err)
-	}
-	return h
-}
-
-// healthOf turns the error of a call into a state of health.
-func healthOf(err error) enclave.Health {
-	h := enclave.Health{State: enclave.Absent, Detail: err.Error()}
-	var e *enclave.Error
-	if errors.As(err, &e) {
-		h.Until = e.Until
-		if e.Remedy != "" {
-			h.Detail += "; " + e.Remedy
-		}
-	}
-	switch {
-	case errors.Is(err, enclave.ErrLocked):
-		h.State = enclave.Locked
-	case errors.Is(err, enclave.ErrLockedOut):
-		h.State = enclave.LockedOut
-	case errors.Is(err, enclave.ErrReplaced):
-		h.State = enclave.Replaced
-	case errors.Is(err, enclave.ErrMisconfigured), errors.Is(err, enclave.ErrUnsupported), errors.Is(err, enclave.ErrCorrupt):
-		h.State = enclave.Misconfigured
+		return enclave.HealthOf(err)
 	}
 	return h
 }

@@ -159,21 +159,7 @@ func (k *Keyfile) Health(ctx context.Context) enclave.Health {
 		f.wipe() // nobody needs it
 		return f, err
 	})
-	if err == nil {
-		return enclave.Health{State: enclave.Ready}
-	}
-	h := enclave.Health{State: enclave.Absent, Detail: err.Error()}
-	var e *enclave.Error
-	if errors.As(err, &e) && e.Remedy != "" {
-		h.Detail += "; " + e.Remedy
-	}
-	switch {
-	case errors.Is(err, enclave.ErrReplaced):
-		h.State = enclave.Replaced
-	case errors.Is(err, enclave.ErrMisconfigured), errors.Is(err, enclave.ErrCorrupt), errors.Is(err, enclave.ErrUnsupported):
-		h.State = enclave.Misconfigured
-	}
-	return h
+	return enclave.HealthOf(err)
 }
 
 // Close makes every later call fail. Work that waits for the medium is left to itself.

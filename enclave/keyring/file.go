@@ -202,7 +202,7 @@ func (f *File) Binding(ctx context.Context) (b [bindingSize]byte, err error) {
 func (f *File) Health(ctx context.Context) enclave.Health {
 	binding, err := f.Binding(ctx)
 	if err != nil {
-		return enclave.Health{State: enclave.Misconfigured, Detail: err.Error()}
+		return enclave.HealthOf(err)
 	}
 	if binding == [bindingSize]byte{} {
 		if left, err := os.ReadDir(filepath.Join(f.dir, itemsName)); err == nil && len(left) > 0 {

@@ -185,13 +185,13 @@ func (d *Driver) Forget(ctx context.Context, b enclave.Blob) error {
 func (d *Driver) Health(ctx context.Context) enclave.Health {
 	items, err := d.begin(ctx)
 	if err != nil {
-		return enclave.Health{State: enclave.Absent, Detail: err.Error()}
+		return enclave.HealthOf(err)
 	}
 	defer d.end()
 	h := items.Health(ctx)
 	if h.State == enclave.Ready {
 		if _, err := d.look(ctx, items); err != nil {
-			return enclave.Health{State: enclave.Misconfigured, Detail: err.Error()}
+			return enclave.HealthOf(err)
 		}
 	}
 	return h

@@ -139,15 +139,7 @@ func (s *secrets) Health(ctx context.Context) enclave.Health {
 	locked, err := s.locked(ctx)
 	switch {
 	case err != nil:
-		h := enclave.Health{State: enclave.Absent, Detail: err.Error()}
-		var e *enclave.Error
-		if errors.As(err, &e) && e.Remedy != "" {
-			h.Detail += "; " + e.Remedy
-		}
-		if errors.Is(err, enclave.ErrMisconfigured) {
-			h.State = enclave.Misconfigured
-		}
-		return h
+		return enclave.HealthOf(err)
 	case locked && s.attended:
 		return enclave.Health{State: enclave.Locked, Detail: "the keyring asks for its password when it is needed"}
 	case locked:
