@@ -101,6 +101,15 @@ func TestInsideTheNamespace(t *testing.T) {
 		t.Fatal(err)
 	}
 
+	// kmsd init has no unit that would give it the group of the TPM.
+	if u, err := user.Lookup("kmsd"); err != nil {
+		t.Fatal(err)
+	} else if groups, err := u.GroupIds(); err != nil || len(groups) != 2 {
+		t.Errorf("kmsd is in the groups %q, want its own and tss; error %v", groups, err)
+	} else if g, err := user.LookupGroup("tss"); err != nil || !slices.Contains(groups, g.Gid) {
+		t.Errorf("kmsd is in the groups %q, and not in tss (%+v); error %v", groups, g, err)
+	}
+
 	// kmsd init, as root: nothing of what it makes belongs to root, and the secret of the machine is not kmsd's.
 	keyring := r.activate("kmsd-keyring.service", "", map[string]string{"kmsd-keyring.socket": filepath.Join(r.helpers, "keyring.sock")})
 	if out, err := exec.Command(filepath.Join(dir, "bin/kmsd"), "init", "--config", config, "--enclave", "keyring:file", "--no-recovery").CombinedOutput(); err != nil {
@@ -193,7 +202,7 @@ func (r *systemRun) activate(unit, as string, sockets map[string]string, env ...
 	if as != "" {
 		uid = as
 	}
-	args = append(args, "setpriv", "--reuid", uid, "--regid", u.Gid, "--clear-groups", "--inh-caps=-all", "--no-new-privs")
+	args = append(args, "setpriv", "--reuid", uid, "--regid", u.Gid, "--inh-caps=-all", "--no-new-privs", "--clear-groups")
 	cmd := exec.Command("systemd-socket-activate", append(args, strings.Fields(setting(r.T, path, "ExecStart"))...)...)
 	cmd.Env = append(env, "PATH=/usr/bin:/bin")
 	for _, v := range env { // systemd-socket-activate hands on what it is told to
