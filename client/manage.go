@@ -121,6 +121,14 @@ func (c *Client) SetLabels(ctx context.Context, name string, labels map[string]s
 	return c.keyInfo(ctx, proto.OpKeySet, &proto.KeySet{Key: name, Labels: labels})
 }
 
+// NoLimit as the number of uses removes their limit.
+const NoLimit = proto.NoLimit
+
+// SetUses says how often a key may still be used, [NoLimit] for any number. More than are left takes the admin socket.
+func (c *Client) SetUses(ctx context.Context, name string, uses int64) (*KeyInfo, error) {
+	return c.keyInfo(ctx, proto.OpKeySet, &proto.KeySet{Key: name, Uses: uses})
+}
+
 // Rotate makes a new version the current one. The version before it still verifies and decrypts.
 func (c *Client) Rotate(ctx context.Context, name string) (*KeyInfo, error) {
 	return c.keyInfo(ctx, proto.OpKeyRotate, &proto.KeyRotate{Key: name})

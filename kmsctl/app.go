@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"io"
 	"os"
 	"time"
@@ -54,6 +56,10 @@ func (a *app) run(ctx context.Context, args []string) int {
 			err = withHint(err, "%s --help", command.CommandPath())
 		}
 	}
+	var wire *proto.Error
+	if errors.As(err, &wire) && wire.Code == proto.CodeInvalid && hintFor(err) == "" {
+		err = withHint(err, "%s --help", command.CommandPath())
+	}
 	a.printError(err)
 	return exitCode(err)
 }
@@ -102,7 +108,11 @@ func (a *app) call(ctx context.Context, op string, params, result proto.Message)
 		ctx, cancel = context.WithTimeout(ctx, a.timeout)
 		defer cancel()
 	}
-	return c.Call(ctx, op, params, result, nil)
+	err = c.Call(ctx, op, params, result, nil)
+	if errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("no answer within %v: %w", a.timeout, err)
+	}
+	return err
 }
 
 // key looks a key up.

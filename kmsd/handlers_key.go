@@ -61,7 +61,7 @@ func handleKeyGet(c *call) (proto.Message, error) {
 	if err != nil {
 		return nil, err
 	}
-	return c.keyReply(c.daemon.engine.Get(c.ctx, &c.session.who, ref.Name))
+	return c.keyReply(c.daemon.engine.Get(c.ctx, &c.session.who, ref))
 }
 
 // listSpace is what of a frame the keys on one page may take, in bytes.

@@ -270,7 +270,7 @@ func TestDefaultCryptoperiods(t *testing.T) {
 		if _, err := h.Create(t.Context(), h.app, &c.key, nil); err != nil {
 			t.Fatal(err)
 		}
-		key, err := h.Get(t.Context(), h.app, c.key.Name)
+		key, err := h.Get(t.Context(), h.app, keyspec.Ref{Name: c.key.Name})
 		if err != nil || !key.Versions[0].Expires.Equal(c.want) {
 			t.Errorf("%s expires %v, want %v (%v)", c.key.Name, key.Versions[0].Expires, c.want, err)
 		}
@@ -413,7 +413,7 @@ func TestKeep(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	key, err := h.Get(t.Context(), h.app, "APP/k")
+	key, err := h.Get(t.Context(), h.app, keyspec.Ref{Name: "APP/k"})
 	if err != nil {
 		t.Fatal(err)
 	}

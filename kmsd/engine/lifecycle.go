@@ -23,12 +23,14 @@ const (
 // MaxPage is the number of keys on one page of List.
 const MaxPage = 100
 
-// Get returns the metadata of a key.
-func (e *Engine) Get(ctx context.Context, c *Caller, name keyspec.Name) (key *keystore.Key, err error) {
-	err = e.do(ctx, c, &act{op: "key_get", ref: keyspec.Ref{Name: name}}, func(u *use) error {
-		if key, err = u.store.Get(name); err == nil {
-			u.asOf(key, u.now)
+// Get returns the metadata of a key and of all its versions. A version that ref names has to be one of them.
+func (e *Engine) Get(ctx context.Context, c *Caller, ref keyspec.Ref) (key *keystore.Key, err error) {
+	err = e.do(ctx, c, &act{op: "key_get", ref: ref}, func(u *use) error {
+		if key, err = u.store.Get(ref.Name); err != nil {
+			return err
 		}
+		u.asOf(key, u.now)
+		_, err = version(key, ref.Version, u.now)
 		return err
 	})
 	if err != nil {

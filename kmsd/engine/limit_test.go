@@ -33,7 +33,7 @@ func (h *house) use(name string) error {
 
 func (h *house) usesLeft(name string) uint64 {
 	h.t.Helper()
-	key, err := h.Get(h.t.Context(), h.app, keyspec.Name(name))
+	key, err := h.Get(h.t.Context(), h.app, keyspec.Ref{Name: keyspec.Name(name)})
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -290,7 +290,7 @@ func TestSetUses(t *testing.T) {
 		t.Errorf("%d uses left, want 1000", left)
 	}
 	want(t, "no limit, on the admin socket", set(h.admin, "APP/k", NoLimit), nil)
-	if key, err := h.Get(t.Context(), h.app, "APP/k"); err != nil || key.Limited || key.UsesLeft != 0 {
+	if key, err := h.Get(t.Context(), h.app, keyspec.Ref{Name: "APP/k"}); err != nil || key.Limited || key.UsesLeft != 0 {
 		t.Errorf("%+v %v", key, err)
 	}
 	want(t, "use", h.use("APP/k"), nil)

@@ -50,7 +50,7 @@ func TestVersionsAreBounded(t *testing.T) {
 	if err := rotate(); err != nil {
 		t.Fatal(err)
 	}
-	key, err := h.Get(t.Context(), h.app, "APP/k")
+	key, err := h.Get(t.Context(), h.app, keyspec.Ref{Name: "APP/k"})
 	if err != nil || len(key.Versions) != keyspec.MaxVersions || key.Current != keyspec.MaxVersions+1 || key.Versions[6].Number != 8 {
 		t.Fatalf("%d versions, current %d, %v", len(key.Versions), key.Current, err)
 	}

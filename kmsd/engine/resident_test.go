@@ -517,7 +517,7 @@ func TestFaultyDevice(t *testing.T) {
 	if k.count() != before {
 		t.Errorf("%d keys were left in the device", k.count()-before)
 	}
-	if _, err := h.Get(t.Context(), h.app, "APP/bad"); !errors.Is(err, ErrNotAvailable) {
+	if _, err := h.Get(t.Context(), h.app, keyspec.Ref{Name: "APP/bad"}); !errors.Is(err, ErrNotAvailable) {
 		t.Error(err)
 	}
 	k.set(func() { k.lie, k.fault = false, &enclave.Error{Kind: enclave.ErrAbsent} })

@@ -110,7 +110,7 @@ func TestWrap(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v", a, err)
 		}
-		was, _ := h.Get(ctx, h.app, name)
+		was, _ := h.Get(ctx, h.app, keyspec.Ref{Name: name})
 		if key.Versions[0].SPKISHA256 != was.Versions[0].SPKISHA256 || key.Exportable {
 			t.Errorf("%s: another key came back", a)
 		}
