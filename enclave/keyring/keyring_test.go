@@ -200,8 +200,8 @@ func TestWhatCanGoWrong(t *testing.T) {
 		{"another machine secret", func(t *testing.T, m *machine) {
 			write(t, m.path("machine-secret"), "kmsdms1\n"+strings.Repeat("x", 32))
 		}, enclave.ErrReplaced, enclave.Ready, "recovery key"},
-		{"machine secret cut off", func(t *testing.T, m *machine) { os.Truncate(m.path("machine-secret"), 20) }, enclave.ErrReplaced, enclave.Misconfigured, "recovery key"},
-		{"machine secret empty", func(t *testing.T, m *machine) { os.Truncate(m.path("machine-secret"), 0) }, enclave.ErrReplaced, enclave.Misconfigured, "recovery key"},
+		{"machine secret cut off", func(t *testing.T, m *machine) { os.Truncate(m.path("machine-secret"), 20) }, enclave.ErrReplaced, enclave.Replaced, "recovery key"},
+		{"machine secret empty", func(t *testing.T, m *machine) { os.Truncate(m.path("machine-secret"), 0) }, enclave.ErrReplaced, enclave.Replaced, "recovery key"},
 		{"item lost", func(t *testing.T, m *machine) { os.Remove(m.item(t)) }, enclave.ErrReplaced, enclave.Ready, "recovery key"},
 		{"item damaged", func(t *testing.T, m *machine) {
 			content, _ := os.ReadFile(m.item(t))
