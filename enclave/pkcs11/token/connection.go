@@ -25,9 +25,10 @@ type connection struct {
 	slot     uint
 	token    pkcs11.TokenInfo // as it was when the connection was made
 	hardware bool             // the slot says so
+	login    string           // what process knows the token by
 	sessions *sessions
 
-	// loggedIn is read by who is in the gate, and changed by who has it for himself.
+	// loggedIn is read by who is in the gate, and changed by note, by who has it for himself.
 	loggedIn bool
 	// missed says that a key was not found that should be there; the next login is made with a new connection, because a module may not
 	// have noticed that its token was initialised anew.
@@ -41,8 +42,12 @@ type connection struct {
 	handles map[object]pkcs11.ObjectHandle
 }
 
-// loading keeps modules from being loaded and let go at once: a module initialises and finalises its whole process.
-var loading sync.Mutex
+// process is what PKCS#11 makes common to all drivers in a process, as where one helper serves several connections: a module is initialised
+// and finalised for the process, and so are logins (PKCS#11 2.40 base section 5.6, C_Login). logins counts the drivers that rely on one.
+var process = struct {
+	sync.Mutex
+	logins map[string]int
+}{logins: map[string]int{}}
 
 // connect loads the module and finds the token. Nobody is logged in then.
 func connect(s driver.Spec) (*connection, error) {
@@ -50,8 +55,8 @@ func connect(s driver.Spec) (*connection, error) {
 	if err != nil {
 		return nil, err
 	}
-	loading.Lock()
-	defer loading.Unlock()
+	process.Lock()
+	defer process.Unlock()
 	config := crypto11.Config{Path: path, TokenSerial: s.Serial, LoginNotSupported: true, GCMIVLength: driver.NonceSize,
 		MaxSessions: 2, PoolWaitTimeout: 10 * time.Second} // one to stay, one to make keys with
 	if s.Serial == "" {
@@ -70,6 +75,7 @@ func connect(s driver.Spec) (*connection, error) {
 		c.release()
 		return nil, err
 	}
+	c.login = path + "\x00" + c.token.SerialNumber
 	limit := parallel
 	for _, most := range []uint{c.token.MaxSessionCount, c.token.MaxRwSessionCount} {
 		if most != pkcs11.CK_EFFECTIVELY_INFINITE && most != pkcs11.CK_UNAVAILABLE_INFORMATION && most < parallel+2 {
@@ -140,18 +146,33 @@ func connectError(s driver.Spec, path string, err error) error {
 	return &enclave.Error{Kind: enclave.ErrAbsent, Detail: "no token " + s.Token + " " + s.Serial, Remedy: "put the token in; the next request uses it"}
 }
 
-// close ends all sessions, which logs out.
+// close ends all sessions, and logs out unless another driver of the token relies on the login.
 func (c *connection) close() {
-	loading.Lock()
-	defer loading.Unlock()
+	process.Lock()
+	defer process.Unlock()
 	c.sessions.drain()
 	if c.loggedIn {
-		if s, err := c.sessions.open(); err == nil {
-			c.module.Logout(s) // another driver in this process may have sessions too
-			c.module.CloseSession(s)
+		if c.note(false); process.logins[c.login] == 0 {
+			if s, err := c.sessions.open(); err == nil {
+				c.module.Logout(s) // another driver may have sessions with the token nevertheless
+				c.module.CloseSession(s)
+			}
 		}
 	}
 	c.release()
+}
+
+// note keeps whether this driver relies on a login. The caller holds process.
+func (c *connection) note(loggedIn bool) {
+	if c.loggedIn == loggedIn {
+		return
+	}
+	c.loggedIn = loggedIn
+	if loggedIn {
+		process.logins[c.login]++
+	} else if process.logins[c.login]--; process.logins[c.login] == 0 {
+		delete(process.logins, c.login)
+	}
 }
 
 func (c *connection) release() {
@@ -196,12 +217,14 @@ func (c *connection) alive() bool {
 		return false
 	}
 	defer c.module.CloseSession(s)
+	process.Lock() // nobody is between a logout and a login
+	defer process.Unlock()
 	state, err := c.module.GetSessionInfo(s)
 	if err != nil {
 		return false
 	}
 	if state.State != pkcs11.CKS_RW_USER_FUNCTIONS {
-		c.loggedIn = false
+		c.note(false)
 	}
 	return true
 }

@@ -62,7 +62,9 @@ func (t *Token) login(c *connection, a enclave.Auth) error {
 	}
 	defer c.module.CloseSession(s)
 	c.forgetHandles()
-	c.loggedIn = false
+	process.Lock()
+	defer process.Unlock()
+	c.note(false)
 	if err := c.module.Logout(s); err != nil && !isOneOf(err, pkcs11.CKR_USER_NOT_LOGGED_IN) {
 		return err
 	}
@@ -74,7 +76,7 @@ func (t *Token) login(c *connection, a enclave.Auth) error {
 	if err != nil {
 		return err
 	}
-	c.loggedIn = true
+	c.note(true)
 	return nil
 }
 

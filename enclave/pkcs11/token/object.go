@@ -33,12 +33,16 @@ func (c *connection) handle(s pkcs11.SessionHandle, o object) (pkcs11.ObjectHand
 		return h, nil
 	}
 	found, err := c.search(s, o)
+	if err == nil && len(found) == 0 {
+		found, err = c.searchAgain(s, o)
+	}
 	if err != nil {
 		return 0, err
 	}
 	switch len(found) {
 	case 0:
-		return 0, c.absent(s, o)
+		c.missed.Store(true)
+		return 0, replaced(fmt.Sprintf("the token is there, but not the key with CKA_ID %x: it was initialised anew, or somebody removed the key", o.id))
 	case 1:
 	default:
 		return 0, &enclave.Error{Kind: enclave.ErrMisconfigured, Detail: fmt.Sprintf("the token has more than one key with CKA_ID %x", o.id),
@@ -70,20 +74,21 @@ func (c *connection) search(s pkcs11.SessionHandle, o object) ([]pkcs11.ObjectHa
 	return found, err
 }
 
-// absent is the error for a key that was not found: the token has gone, or the key has.
-func (c *connection) absent(s pkcs11.SessionHandle, o object) error {
+// searchAgain makes sure that a key that was not found is not there: the token may have gone, or nobody may be logged in any more.
+func (c *connection) searchAgain(s pkcs11.SessionHandle, o object) ([]pkcs11.ObjectHandle, error) {
 	if _, err := c.module.GetTokenInfo(c.slot); err != nil {
-		return pkcs11.Error(pkcs11.CKR_TOKEN_NOT_PRESENT)
+		return nil, pkcs11.Error(pkcs11.CKR_TOKEN_NOT_PRESENT)
 	}
+	process.Lock() // nobody is between a logout and a login
+	defer process.Unlock()
 	state, err := c.module.GetSessionInfo(s)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if c.needsLogin() && state.State != pkcs11.CKS_RW_USER_FUNCTIONS {
-		return pkcs11.Error(pkcs11.CKR_USER_NOT_LOGGED_IN)
+		return nil, pkcs11.Error(pkcs11.CKR_USER_NOT_LOGGED_IN)
 	}
-	c.missed.Store(true)
-	return replaced(fmt.Sprintf("the token is there, but not the key with CKA_ID %x: it was initialised anew, or somebody removed the key", o.id))
+	return c.search(s, o)
 }
 
 func (c *connection) forgetHandles() {

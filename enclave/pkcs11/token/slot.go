@@ -289,7 +289,7 @@ func (c *connection) open(s pkcs11.SessionHandle, h pkcs11.ObjectHandle, nonce, 
 
 // refused tells a ciphertext that a token does not like from a token that has gone: SoftHSM answers both with CKR_GENERAL_ERROR.
 func (c *connection) refused(err error) error {
-	if isLost(err) {
+	if isDoubtful(err) && !isOneOf(err, pkcs11.CKR_GENERAL_ERROR, pkcs11.CKR_FUNCTION_FAILED) {
 		return err
 	}
 	if _, e := c.module.GetTokenInfo(c.slot); e != nil {

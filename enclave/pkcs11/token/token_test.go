@@ -295,8 +295,50 @@ func TestTwoDriversInOneProcess(t *testing.T) {
 	if _, err := second.Wrap(t.Context(), make([]byte, enclave.SecretSize), aad); !errors.Is(err, enclave.ErrLocked) {
 		t.Errorf("wrap by the second driver: %v", err)
 	}
-	if err := second.Unwrap(t.Context(), blob, aad, auth(), make([]byte, enclave.SecretSize)); err != nil {
-		t.Errorf("unwrap by the second driver: %v", err)
+	// It logs out and in again, while the first is at work; and the first goes on when it has gone.
+	key, _, err := d.Generate(t.Context(), enclave.Spec{ID: [16]byte{1}, Algorithm: keyspec.AES128GCM, Usages: []keyspec.Usage{keyspec.Encrypt, keyspec.Decrypt}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sealed, err := d.Do(t.Context(), key, enclave.Op{Usage: keyspec.Encrypt, Input: []byte("x"), Nonce: make([]byte, 12)}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				// Who is hit twice is told to try again, and nothing worse.
+				_, err := d.Do(t.Context(), key, enclave.Op{Usage: keyspec.Decrypt, Input: sealed, Nonce: make([]byte, 12)}, nil)
+				if err != nil && !errors.Is(err, enclave.ErrBusy) {
+					t.Errorf("the first driver: %v", err)
+					return
+				}
+			}
+		})
+	}
+	for range 10 {
+		if err := second.Unwrap(t.Context(), blob, aad, auth(), make([]byte, enclave.SecretSize)); err != nil {
+			t.Errorf("unwrap by the second driver: %v", err)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	second.Close()
+	time.Sleep(5 * time.Millisecond)
+	close(stop)
+	wg.Wait()
+	if _, err := d.Wrap(t.Context(), make([]byte, enclave.SecretSize), aad); err != nil {
+		t.Errorf("after the second driver was closed: %v", err)
+	}
+	d.Close()
+	if len(process.logins) != 0 {
+		t.Errorf("logins that are left: %v", process.logins)
 	}
 }
 

@@ -133,6 +133,7 @@ func (u *use) sign(c *connection, s pkcs11.SessionHandle, h pkcs11.ObjectHandle)
 		signature = derOf(signature)
 	}
 	if !u.verify(signature) {
+		c.forgetHandles() // it may be another key's by now
 		return nil, &enclave.Error{Kind: enclave.ErrMisconfigured, Detail: fmt.Sprintf("the token made a %s signature that does not verify", u.scheme.name)}
 	}
 	return signature, nil
