@@ -15,6 +15,7 @@ const (
 	waitTime       = 30 * time.Second // that one waits at most
 	slowAnswer     = 2 * time.Second  // after which one that gave up tells the others
 	probeTime      = 2 * time.Second  // that a device gets to say whether it is still there
+	probePause     = time.Second      // after which one that did not is asked again
 	mechanismsLife = time.Minute
 )
 
@@ -40,8 +41,8 @@ func (g *gates) of(d *Device) *gate {
 
 // gate lets as many operations to a device at a time as it works on, and none to one that does not answer.
 //
-// Invariant: an operation that the device has not answered in time makes the next ones fail at once, until the device has shown within
-// probeTime that it is there. So a device that hangs costs one wait, and not one for each who asks.
+// Invariant: an operation that the device has not answered in time makes the next ones fail at once, but for one that asks, until the
+// device has shown within probeTime that it is there. So a device that hangs costs one wait, and not one for each who asks.
 type gate struct {
 	location string
 
@@ -50,6 +51,7 @@ type gate struct {
 	waiting    int
 	silent     bool // an operation got no answer
 	probing    bool
+	probed     time.Time // when it did not say that it is there
 	mechanisms []enclave.Mechanism
 	learned    time.Time
 }
@@ -111,18 +113,19 @@ func (g *gate) unanswered(after time.Duration) {
 	g.silent, g.mechanisms = true, nil
 }
 
-// probe asks a device that did not answer whether it is back. One does that, the others are told that it is not.
+// probe asks a device that did not answer whether it is back. One does that at a time, and not more often than every probePause; the
+// others are told that it is not.
 func (g *gate) probe(ctx context.Context, e enclave.Enclave) error {
 	g.mu.Lock()
-	silent, probing := g.silent, g.probing
-	if silent && !probing {
+	silent, wait := g.silent, g.probing || time.Since(g.probed) < probePause
+	if silent && !wait {
 		g.probing = true
 	}
 	g.mu.Unlock()
 	switch {
 	case !silent:
 		return nil
-	case probing:
+	case wait:
 		return g.absent()
 	}
 	ctx, cancel := context.WithTimeout(ctx, probeTime)
@@ -130,7 +133,7 @@ func (g *gate) probe(ctx context.Context, e enclave.Enclave) error {
 	e.Health(ctx)
 	answered := ctx.Err() == nil
 	g.mu.Lock()
-	g.probing, g.silent = false, !answered
+	g.probing, g.silent, g.probed = false, !answered, time.Now()
 	g.mu.Unlock()
 	if answered {
 		return nil

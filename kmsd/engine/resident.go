@@ -305,6 +305,7 @@ func (u *use) withResident(key *keystore.Key, number keyspec.Version, row *mecha
 		return &enclave.Error{Kind: enclave.ErrUnsupported, Detail: fmt.Sprintf("the device at %s has no %s keys for %s", d.Location, key.Algorithm, join(key.Usages)),
 			Remedy: "it has " + describe(list)}
 	}
+	u.act.info = strings.TrimSpace(u.act.info + " in " + d.Location) // for the audit
 	_, err = u.generate(&d, row, key.Usages, keyspec.Ref{Name: key.Name, Version: number}, f)
 	return err
 }
