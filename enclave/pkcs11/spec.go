@@ -33,7 +33,7 @@ type Spec struct {
 
 	// Guard is how new slots are guarded; Wrapped when empty. It matters at enrolment only.
 	Guard Guard
-	// FinalTry allows to spend the last attempt that the token has left before it locks its PIN.
+	// FinalTry allows to spend the last attempt that the token has left before it locks its PIN. It is not remembered in the location.
 	FinalTry bool
 }
 
@@ -110,9 +110,9 @@ func (s Spec) Check() error {
 	return nil
 }
 
-// Location is the spec without what only matters at enrolment, in the one form that ParseSpec gives back.
+// Location is the spec without what is said for the moment only, in the one form that ParseSpec gives back.
 func (s Spec) Location() string {
-	s.Guard = ""
+	s.Guard, s.FinalTry = "", false
 	query := url.Values{}
 	for name, v := range s.params() {
 		if name != paramModule {

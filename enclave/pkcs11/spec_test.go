@@ -22,7 +22,7 @@ func TestParseSpec(t *testing.T) {
 			t.Errorf("%s: %+v, %v", text, s, err)
 		}
 		again, err := pkcs11.ParseSpec(s.Location())
-		s.Guard = ""
+		s.Guard, s.FinalTry = "", false
 		if err != nil || again != s {
 			t.Errorf("%s, location %s: %+v, %v", text, s.Location(), again, err)
 		}
@@ -49,7 +49,7 @@ func FuzzParseSpec(f *testing.F) {
 			return
 		}
 		again, err := pkcs11.ParseSpec(s.Location())
-		s.Guard = ""
+		s.Guard, s.FinalTry = "", false
 		if err != nil || again != s {
 			t.Fatalf("%q becomes %q: %+v, %v", text, s.Location(), again, err)
 		}
