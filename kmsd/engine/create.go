@@ -105,6 +105,9 @@ func (u *use) describe(n *NewKey, origin keyspec.Origin) (*keystore.Key, *mechan
 	if err := checkResident(n, origin); err != nil {
 		return nil, nil, err
 	}
+	if n.Escrow == keyspec.EscrowRecipients && len(u.store.Info().Escrow) == 0 {
+		return nil, nil, fmt.Errorf("%w: the keystore has no escrow recipients; with escrow none the keys below %s die with the device", ErrInput, n.Name)
+	}
 	usages := slices.Clone(n.Usages)
 	if len(usages) == 0 {
 		if usages, err = mechanism.DefaultUsages(n.Algorithm, n.Profile); err != nil {

@@ -117,7 +117,7 @@ func TestGuardRefusals(t *testing.T) {
 	h, k := newResidentHouse(t)
 	h.create("USED/soft", keyspec.AES256GCM)
 	want(t, "namespace with keys", h.createModule("USED", keyspec.ECDSAP256, ""), keystore.ErrGuard)
-	want(t, "no recipients", h.createModule("M", keyspec.ECDSAP256, keyspec.EscrowRecipients), keystore.ErrInvalid)
+	want(t, "no recipients", h.createModule("M", keyspec.ECDSAP256, keyspec.EscrowRecipients), ErrInput)
 	want(t, "unknown", h.createModule("M", keyspec.ECDSAP256, "friends"), ErrInput)
 	want(t, "base key", h.createModule("M/base", keyspec.ECDSAP256, keyspec.EscrowNone), ErrInput)
 	_, err := h.Create(t.Context(), h.app, &NewKey{Name: "M", Algorithm: keyspec.ECDSAP256, Escrow: keyspec.EscrowNone}, nil)
