@@ -289,6 +289,8 @@ func (d *daemon) openAtStart(ctx context.Context) <-chan struct{} {
 	}
 	go func() {
 		defer close(over)
+		d.turn.Lock()
+		defer d.turn.Unlock()
 		if err := d.unlockUnattended(ctx, atStart); err != nil {
 			d.log.Warn("the keystore stays locked", "reason", err)
 		}

@@ -117,6 +117,7 @@ var wireErrors = []struct {
 	{keyspec.ErrEscrow, proto.CodeInvalid, proto.ClassInput, true, 0, ""},
 	{keyspec.ErrReason, proto.CodeInvalid, proto.ClassInput, true, 0, ""},
 	{engine.ErrInput, proto.CodeInvalid, proto.ClassInput, true, 0, ""},
+	{errOtherStore, proto.CodeReplaced, proto.ClassBackend, false, 0, ""},
 	{errSpec, proto.CodeInvalid, proto.ClassInput, true, 0, ""},
 
 	{context.DeadlineExceeded, proto.CodeDeadline, proto.ClassState, false, 0, "the deadline has passed"},

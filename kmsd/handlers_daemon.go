@@ -164,7 +164,7 @@ func (d *daemon) mayInit() error {
 		return keystore.ErrStoreExists
 	}
 	if d.pin.id != "" {
-		return hinted{fmt.Errorf("store_id of the configuration is that of another keystore: %w", keystore.ErrForeign), "take store_id out of the configuration first"}
+		return hinted{errOtherStore, "take store_id out of the configuration first"}
 	}
 	return foreignAudit(d.config.StateDir)
 }

@@ -29,11 +29,16 @@ type healing struct {
 	reason error     // why the keystore is locked; nil when that is as it should be
 }
 
+// hopeless reports whether a failure to unlock is one of the files, which no device mends.
+func hopeless(err error) bool {
+	return errors.Is(err, keystore.ErrRollback) || errors.Is(err, keystore.ErrDamaged) || errors.Is(err, keystore.ErrForeign) || errors.Is(err, errOtherStore)
+}
+
 // due reports whether an attempt is to be made now, which is then taken.
 func (h *healing) due(now time.Time) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.held || now.Before(h.next) || errors.Is(h.reason, keystore.ErrRollback) || errors.Is(h.reason, keystore.ErrForeign) || errors.Is(h.reason, keystore.ErrDamaged) {
+	if h.held || now.Before(h.next) || hopeless(h.reason) {
 		return false
 	}
 	h.next = now.Add(healEvery)
@@ -119,8 +124,12 @@ func (d *daemon) mayHeal() bool {
 	return phase(d.phase.Load()) == phaseLocked && d.store.Load() != nil && d.healing.due(time.Now())
 }
 
-// heal tries the slots that need nobody and no PIN.
+// heal tries the slots that need nobody and no PIN. It does not wait for others who are at it, and may be waiting for a person.
 func (d *daemon) heal(ctx context.Context) {
+	if !d.turn.TryLock() {
+		return
+	}
+	defer d.turn.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, healTime)
 	defer cancel()
 	if err := d.unlockUnattended(ctx, onUse); err != nil {
@@ -128,10 +137,8 @@ func (d *daemon) heal(ctx context.Context) {
 	}
 }
 
-// unlockUnattended opens the keystore by the slots that need nobody.
+// unlockUnattended opens the keystore by the slots that need nobody. The caller holds turn.
 func (d *daemon) unlockUnattended(ctx context.Context, why occasion) error {
-	d.turn.Lock()
-	defer d.turn.Unlock()
 	s := d.store.Load()
 	if !s.Locked() && phase(d.phase.Load()) == phaseReady {
 		return nil

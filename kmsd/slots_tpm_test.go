@@ -434,7 +434,7 @@ func TestOnlyThePinnedStoreOpens(t *testing.T) {
 	if id[:2] == "00" {
 		other = "01" + id[2:]
 	}
-	if _, err := start(other).waitLine("another keystore"); err != nil {
+	if _, err := start(other).waitLine("not the keystore that store_id"); err != nil {
 		t.Error(err)
 	}
 	// Somebody has made a keystore with the same id: that shows when it is opened.

@@ -84,8 +84,7 @@ func (k *slotKeeper) unlockCandidates(ctx context.Context, s *keystore.Store, a 
 
 // final reports whether a failure to unlock is one of the store, which no other slot would open either.
 func final(err error) bool {
-	return errors.Is(err, keystore.ErrRollback) || errors.Is(err, keystore.ErrCounterAbsent) || errors.Is(err, keystore.ErrDamaged) || errors.Is(err, keystore.ErrForeign) ||
-		errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
+	return hopeless(err) || errors.Is(err, keystore.ErrCounterAbsent) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
 }
 
 // candidates returns the slots that may open the store without a person, in the order in which they are tried: those that the
@@ -117,14 +116,12 @@ func (k *slotKeeper) candidates(slots []keystore.Slot) []keystore.Slot {
 
 // unlockByItself opens the store by one slot, with the PIN of the configuration where it wants one.
 func (k *slotKeeper) unlockByItself(ctx context.Context, s *keystore.Store, slot keystore.Slot, a attempt) error {
-	if a.Why == onUse && k.health(ctx, slot).State == enclave.Locked { // a keyring would ask somebody for its password
+	// A keyring that is locked would ask somebody for its password.
+	if a.Why == onUse && (needOf(slot) == needsPIN || k.health(ctx, slot).State == enclave.Locked) {
 		return &enclave.Error{Kind: enclave.ErrLocked, Detail: fmt.Sprintf("slot %d (%s)", slot.ID, slot.Kind), Remedy: "kmsctl unlock"}
 	}
 	if needOf(slot) != needsPIN {
 		return k.unlockSlot(ctx, s, slot, a)
-	}
-	if a.Why == onUse {
-		return &enclave.Error{Kind: enclave.ErrLocked, Detail: fmt.Sprintf("slot %d (%s)", slot.ID, slot.Kind), Remedy: "kmsctl unlock"}
 	}
 	var pin []byte
 	var err error

@@ -3,6 +3,7 @@ package main
 import (
 	"crypto/subtle"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -18,6 +19,9 @@ type storePin struct {
 	id          string
 	fingerprint string // may be empty
 }
+
+// errOtherStore is returned for a keystore that is not the pinned one.
+var errOtherStore = errors.New("this is not the keystore that store_id in the configuration names")
 
 const (
 	storeIDSize = 16 // bytes
@@ -60,7 +64,7 @@ func (p storePin) String() string {
 	return p.id + "-" + p.fingerprint
 }
 
-// admits returns an error that wraps keystore.ErrForeign for a keystore that is not the pinned one. A locked keystore is known by its id
+// admits returns errOtherStore for a keystore that is not the pinned one. A locked keystore is known by its id
 // alone.
 func (p storePin) admits(s *keystore.Store) error {
 	if p.id == "" {
@@ -76,7 +80,7 @@ func (p storePin) admits(s *keystore.Store) error {
 		same = subtle.ConstantTimeCompare([]byte(have.fingerprint), []byte(p.fingerprint)) == 1
 	}
 	if !same {
-		return fmt.Errorf("store_id of the configuration is that of another keystore: %w", keystore.ErrForeign)
+		return errOtherStore
 	}
 	return nil
 }
