@@ -301,22 +301,18 @@ func TestSlotsDoNotDisturbEachOther(t *testing.T) {
 // helpers returns our processes of the helper program, which are grandchildren: the spawner is between.
 func helpers(t *testing.T) []int {
 	t.Helper()
+	all := processes()
+	parents := map[int]int{}
+	for _, p := range all {
+		parents[p.pid] = p.parent
+	}
 	var pids []int
-	for _, p := range processes() {
-		if p.name == "kmsd-keyring" && parent(p.parent) == os.Getpid() {
+	for _, p := range all {
+		if p.name == "kmsd-keyring" && p.state != "Z" && parents[p.parent] == os.Getpid() {
 			pids = append(pids, p.pid)
 		}
 	}
 	return pids
-}
-
-func parent(pid int) int {
-	for _, p := range processes() {
-		if p.pid == pid {
-			return p.parent
-		}
-	}
-	return 0
 }
 
 // Killing the helper at any moment of an enrolment loses at most that enrolment.
