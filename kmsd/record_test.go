@@ -257,3 +257,24 @@ func TestMemoryProtectionIsHonest(t *testing.T) {
 		t.Errorf("%s, %q", level, weak)
 	}
 }
+
+// An init that shows a recovery key takes two acts, and both have their outcome although the first ends before there is anybody to
+// encrypt it to.
+func TestInitInTwoStepsIsRecorded(t *testing.T) {
+	d := startReal(t, t.TempDir())
+	var begun proto.InitReply
+	d.ask(proto.OpInit, &proto.Init{Enclave: "keyring:file"}, &begun)
+	if len(begun.Pending) == 0 || len(begun.RecoveryKey) == 0 {
+		t.Fatalf("%+v", begun)
+	}
+	d.ask(proto.OpInit, &proto.Init{Confirm: begun.Pending}, &proto.InitReply{})
+	codes := ""
+	for _, e := range d.entries() {
+		if e.Op == proto.OpInit {
+			codes += e.Code + " "
+		}
+	}
+	if codes != "begun ok begun ok " {
+		t.Errorf("recorded as %q", codes)
+	}
+}

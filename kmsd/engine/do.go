@@ -277,7 +277,11 @@ func (u *use) announce() error {
 func (u *use) conclude(entry *audit.Entry) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(u.ctx), concludeTime)
 	defer cancel()
-	if err := u.audit.AppendDurable(ctx, entry); err != nil {
+	err := u.audit.AppendDurable(ctx, entry)
+	if errors.Is(err, audit.ErrLocked) { // as in announce
+		err = u.audit.Append(entry)
+	}
+	if err != nil {
 		u.log.Error("the outcome of an act is not in the audit yet", "op", u.act.op, "code", entry.Code, "error", err)
 	}
 }
