@@ -106,7 +106,7 @@ func (u *use) describe(n *NewKey, origin keyspec.Origin) (*keystore.Key, *mechan
 		return nil, nil, err
 	}
 	if n.Escrow == keyspec.EscrowRecipients && len(u.store.Info().Escrow) == 0 {
-		return nil, nil, fmt.Errorf("%w: the keystore has no escrow recipients; with escrow none the keys below %s die with the device", ErrInput, n.Name)
+		return nil, nil, fmt.Errorf("%w: the keystore has no escrow recipients, which kmsd init --escrow-to sets; with escrow none the keys below %s die with the device", ErrInput, n.Name)
 	}
 	usages := slices.Clone(n.Usages)
 	if len(usages) == 0 {

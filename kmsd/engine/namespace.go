@@ -267,7 +267,7 @@ func (u *use) unseal(g *guard, module *keystore.Key, dst []byte) error {
 	bound := u.boundGuard(module)
 	k, err := u.residentAt(&loaded{row, module.Protection, public, record, bound}, module.Name)
 	if err != nil {
-		return err
+		return lostNamespace(err, module.Name)
 	}
 	var z []byte
 	if row.Kind == mechanism.KindRSA {
@@ -276,12 +276,22 @@ func (u *use) unseal(g *guard, module *keystore.Key, dst []byte) error {
 		z, err = k.Agree(g.hint)
 	}
 	if err != nil {
-		return err
+		return lostNamespace(err, module.Name)
 	}
 	defer clear(z)
 	key := g.key(z)
 	defer clear(key)
 	return enclave.Open(key, guardLabel, g.sealed, bound, dst)
+}
+
+// lostNamespace is lost for the guard of a namespace.
+func lostNamespace(err error, module keyspec.Name) error {
+	var e *enclave.Error
+	if !errors.Is(err, enclave.ErrReplaced) || !errors.As(err, &e) {
+		return err
+	}
+	return &enclave.Error{Kind: enclave.ErrReplaced, Detail: e.Detail,
+		Remedy: fmt.Sprintf("the device that guards the namespace %s is gone: only a backup opens it, by the escrow recipients, if it has them (kmsctl backup restore)", module)}
 }
 
 // openNamespace has the device that guards a namespace open it.

@@ -137,10 +137,20 @@ func (u *use) residentAt(l *loaded, name keyspec.Name) (*mechanism.Key, error) {
 		return nil, err
 	}
 	if l.record.binding != "" && d.Binding != "" && l.record.binding != d.Binding {
-		return nil, &enclave.Error{Kind: enclave.ErrReplaced, Detail: fmt.Sprintf("%s is in another device than the one at %s", name, d.Location),
-			Remedy: "connect the device that the key was made in; a key that was in a device that is gone is lost"}
+		return nil, lost(fmt.Errorf("%s is in another device than the one at %s", name, d.Location))
 	}
 	return l.row.Resident(l.public, &deviceKey{use: u, device: d, blob: l.record.blob, bound: l.bound})
+}
+
+// lost says of a device that was cleared or exchanged what that means for the keys in it, where the driver thinks of its slots.
+func lost(cause error) error {
+	detail := cause.Error()
+	var e *enclave.Error
+	if errors.As(cause, &e) {
+		detail = e.Detail
+	}
+	return &enclave.Error{Kind: enclave.ErrReplaced, Detail: detail,
+		Remedy: "bring back the device that the key was made in; if it is gone, so is this version of the key: rotate the key (kmsctl key rotate) to go on"}
 }
 
 // loadResident reads the record of a resident key version.
@@ -210,8 +220,11 @@ func (k *deviceKey) Do(r mechanism.Request) (out []byte, err error) {
 		out, err = k.device.Resident.Do(ctx, k.blob, op, nil)
 		return err
 	})
-	if errors.Is(err, enclave.ErrDecryption) {
+	switch {
+	case errors.Is(err, enclave.ErrDecryption):
 		return nil, mechanism.ErrDecryption
+	case errors.Is(err, enclave.ErrReplaced):
+		return nil, lost(err)
 	}
 	return out, err
 }
@@ -277,7 +290,8 @@ func Can(list []enclave.Mechanism, row *mechanism.Row, usages []keyspec.Usage) b
 // newest returns the number of the newest version of a key.
 func newest(key *keystore.Key) keyspec.Version { return key.Versions[len(key.Versions)-1].Number }
 
-// deviceFor returns the device that a new version of a key is to be made in: the one that has the versions before, if there are any.
+// deviceFor returns the device that a new version of a key is to be made in: the one that has the versions before, if there are any and
+// it is still the same. If it was cleared or exchanged, what was in it is lost, and the key goes on in the device that new keys are made in.
 func (u *use) deviceFor(key *keystore.Key, number keyspec.Version) (Device, error) {
 	for i := len(key.Versions) - 1; i >= 0; i-- {
 		if v := &key.Versions[i]; v.Number < number && v.State != keyspec.Destroyed {
@@ -285,10 +299,24 @@ func (u *use) deviceFor(key *keystore.Key, number keyspec.Version) (Device, erro
 			if err != nil {
 				return Device{}, err
 			}
-			return u.device(key.Protection, l.record.location, l.record.binding)
+			d, err := u.device(key.Protection, l.record.location, l.record.binding)
+			if err == nil && !u.replaced(&d) {
+				return d, nil
+			}
+			if err != nil && !errors.Is(err, enclave.ErrReplaced) {
+				return d, err
+			}
+			break
 		}
 	}
 	return u.device(key.Protection, "", "")
+}
+
+// replaced reports whether the device says that it is not the one that it was.
+func (u *use) replaced(d *Device) bool {
+	ctx, cancel := context.WithTimeout(u.ctx, probeTime)
+	defer cancel()
+	return d.Enclave.Health(ctx).State == enclave.Replaced
 }
 
 // withResident calls f with the record and the public half of a new key version that was made in a device.

@@ -28,14 +28,16 @@ type token struct {
 	parallel int
 	without  keyspec.Usage // that it does not have
 
-	mu     sync.Mutex
-	keys   map[string][]byte // material by blob
-	fault  error             // returned instead of doing anything
-	lie    bool              // signatures and plaintexts are wrong
-	hang   chan struct{}     // calls wait until it is closed, or their context is done
-	asked  atomic.Int64      // operations
-	active atomic.Int64
-	most   atomic.Int64
+	mu    sync.Mutex
+	keys  map[string][]byte // material by blob
+	fault error             // returned instead of doing anything
+	lie   bool              // signatures and plaintexts are wrong
+
+	replaced bool          // as Health says
+	hang     chan struct{} // calls wait until it is closed, or their context is done
+	asked    atomic.Int64  // operations
+	active   atomic.Int64
+	most     atomic.Int64
 }
 
 func newToken() *token {
@@ -67,6 +69,11 @@ func (k *token) enter(ctx context.Context) error {
 func (k *token) Health(ctx context.Context) enclave.Health {
 	if err := k.enter(ctx); err != nil {
 		return enclave.Health{State: enclave.Absent}
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.replaced {
+		return enclave.Health{State: enclave.Replaced}
 	}
 	return enclave.Health{State: enclave.Ready}
 }
@@ -212,12 +219,14 @@ func (k *token) material(row *mechanism.Row) ([]byte, error) {
 	return b, err
 }
 
-// rack finds devices by location; those for new keys are at the name of the protection.
+// rack finds devices by location; those for new keys are at the name of the protection, or at "new" and that.
 type rack map[string]*token
 
 func (r rack) Device(_ context.Context, p keyspec.Protection, location, _ string) (Device, error) {
 	if location == "" {
-		location = string(p)
+		if location = "new " + string(p); r[location] == nil {
+			location = string(p)
+		}
 	}
 	k := r[location]
 	if k == nil {
@@ -699,4 +708,33 @@ func FuzzResidentRecord(f *testing.F) {
 			t.Errorf("%x, %v, was %x", again, err, b)
 		}
 	})
+}
+
+// TestRotateIntoAnotherDevice: a key whose device was exchanged for good goes on in the one that new keys are made in, and its old signatures
+// still verify.
+func TestRotateIntoAnotherDevice(t *testing.T) {
+	h, old := newResidentHouse(t)
+	h.createResident("APP/k", keyspec.ECDSAP256)
+	sig, err := h.sign(h.app, "APP/k", "message")
+	if err != nil {
+		t.Fatal(err)
+	}
+	next := newToken()
+	h.Engine.devices = rack{"hsm": old, "new hsm": next}
+	old.set(func() { old.replaced = true; clear(old.keys) })
+	_, err = h.sign(h.app, "APP/k", "message")
+	want(t, "key of a device that was cleared", err, enclave.ErrReplaced)
+	var device *enclave.Error
+	if !errors.As(err, &device) || !strings.Contains(device.Remedy, "kmsctl key rotate") {
+		t.Errorf("%v", err)
+	}
+	if _, err := h.Rotate(t.Context(), h.app, "APP/k", time.Time{}, time.Time{}, false); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.sign(h.app, "APP/k", "message"); err != nil || next.count() != 1 {
+		t.Errorf("%v, %d keys in the new device", err, next.count())
+	}
+	if v, err := h.verify(h.app, "APP/k", "message", sig); err != nil || v.Version != 1 {
+		t.Errorf("%+v, %v", v, err)
+	}
 }
