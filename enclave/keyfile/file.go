@@ -192,5 +192,10 @@ func fileError(err error) error {
 	case errors.Is(err, unix.EIO), errors.Is(err, unix.ENXIO), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENOMEDIUM), errors.Is(err, unix.ESTALE):
 		return &enclave.Error{Kind: enclave.ErrAbsent, Detail: "the medium cannot be read", Cause: err, Remedy: "pull it and plug it in again"}
 	}
-	return &enclave.Error{Kind: enclave.ErrMisconfigured, Detail: "keyfile", Cause: err}
+	e := &enclave.Error{Kind: enclave.ErrMisconfigured, Detail: "keyfile", Cause: err}
+	if errors.Is(err, unix.EROFS) {
+		// systemd shows a service of ProtectSystem=strict read-only what was mounted when it started.
+		e.Remedy = "mount the medium writable, and when kmsd runs as a service, after that has started"
+	}
+	return e
 }

@@ -65,6 +65,9 @@ func (s system) enrol(path string) (f found, err error) {
 	if m.point == "/" {
 		f.warnings = append(f.warnings, "the keyfile is on the root file system, which nobody takes away")
 	}
+	if strings.HasPrefix(where.identity, fsidPrefix) && !m.lasting() {
+		f.warnings = append(f.warnings, "the "+m.kind+" file system shows no UUID here, and may not be known again when it is mounted the next time")
+	}
 	if !m.hasModes() {
 		f.warnings = append(f.warnings, "the medium keeps no owners: every program that sees it can read the keyfile")
 	}
@@ -109,7 +112,11 @@ func (s system) find(where location) (f found, err error) {
 	if there {
 		return f, errGone()
 	}
-	return f, &enclave.Error{Kind: enclave.ErrAbsent, Detail: "the medium " + where.identity + " is not mounted", Remedy: remedyAbsent}
+	absent := &enclave.Error{Kind: enclave.ErrAbsent, Detail: "the medium " + where.identity + " is not mounted", Remedy: remedyAbsent}
+	if _, err := os.Stat(s.uuids); err != nil && strings.HasPrefix(where.identity, uuidPrefix) {
+		absent.Detail += ", as far as one can tell without " + s.uuids
+	}
+	return f, absent
 }
 
 func errGone() error {
@@ -326,6 +333,15 @@ func (m mount) fsid() uint64 {
 		return 0
 	}
 	return uint64(uint32(stat.Fsid.Val[0])) | uint64(uint32(stat.Fsid.Val[1]))<<32
+}
+
+// lasting reports whether the file system derives its fsid from its UUID.
+func (m mount) lasting() bool {
+	switch m.kind {
+	case "ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "erofs":
+		return true
+	}
+	return false
 }
 
 // local reports whether asking the file system waits for nobody but this machine.

@@ -1,6 +1,7 @@
 package keyfile
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -141,6 +142,9 @@ func testUUID(t *testing.T, d *desk) {
 	// Pulled without being unmounted: the mount is still there, and the pages may still be in memory; the device is not.
 	device, err := os.Readlink(filepath.Join(d.uuids, uuid))
 	must(t, err)
+	must(t, os.Rename(d.uuids, d.uuids+".away"))
+	expect(t, "no udev", k, b, enclave.Absent, enclave.ErrAbsent, "without "+d.uuids)
+	must(t, os.Rename(d.uuids+".away", d.uuids))
 	remove(t, filepath.Join(d.uuids, uuid))
 	expect(t, "pulled while mounted", k, b, enclave.Absent, enclave.ErrAbsent, "not mounted")
 	must(t, os.Symlink(device, filepath.Join(d.uuids, uuid)))
@@ -177,7 +181,7 @@ func testFSID(t *testing.T, d *desk) {
 	first := d.plug(image, "")
 	k := d.open(filepath.Join(first, "kmsd.key"))
 	b := wrap(t, k)
-	if info := k.Info(); !strings.HasPrefix(info.Binding, "fsid:") {
+	if info := k.Info(); !strings.HasPrefix(info.Binding, "fsid:") || len(info.Warnings) != 0 {
 		t.Errorf("info %+v", info)
 	}
 	d.pull(first, "")
@@ -190,6 +194,9 @@ func testFSID(t *testing.T, d *desk) {
 	must(t, unix.Mount("first", point, "tmpfs", 0, ""))
 	k = d.open(filepath.Join(point, "kmsd.key"))
 	b = wrap(t, k)
+	if info := k.Info(); len(info.Warnings) != 1 || !strings.Contains(info.Warnings[0], "next time") {
+		t.Errorf("info %+v", info)
+	}
 	expect(t, "tmpfs", k, b, enclave.Ready, nil, "")
 	must(t, unix.Unmount(point, 0))
 	must(t, unix.Mount("second", point, "tmpfs", 0, ""))
@@ -209,8 +216,8 @@ func testWriting(t *testing.T, d *desk) {
 		"a read-only medium": filepath.Join(point, "another.key"),
 		"a full medium":      filepath.Join(d.full(), "kmsd.key"),
 	} {
-		if _, err := d.open(path).Wrap(t.Context(), secret, aad); err == nil {
-			t.Errorf("enrolled on %s", what)
+		if _, err := d.open(path).Wrap(t.Context(), secret, aad); !errors.Is(err, enclave.ErrMisconfigured) {
+			t.Errorf("enrolled on %s: %v", what, err)
 		}
 		left, err := os.ReadDir(filepath.Dir(path))
 		must(t, err)
