@@ -368,6 +368,40 @@ func TestManyAtOnce(t *testing.T) {
 	wg.Wait()
 }
 
+// A token with few sessions is never asked for one more, however many use it.
+func TestFewSessions(t *testing.T) {
+	for _, most := range []string{"3", "4", "6"} {
+		h := newSoftHSM(t)
+		module := newStub(t, h)
+		module.does(t, "C_OpenSession 99999 most "+most, "C_GetTokenInfo 99999 most "+most)
+		e := h.open(t, h.spec())
+		s := enrol(t, e)
+		k := generate(t, e, keyspec.ECDSAP256, keyspec.Sign)
+		var wg sync.WaitGroup
+		for i := range 16 {
+			wg.Go(func() {
+				for range 4 {
+					if err := k.use(t.Context(), e, keyspec.Sign, keyspec.ECDSASHA256); err != nil {
+						t.Errorf("%s sessions: %v", most, err)
+					}
+				}
+				if i == 5 {
+					if err := s.unwrap(t.Context(), e, pin()); err != nil {
+						t.Errorf("%s sessions: unwrap: %v", most, err)
+					}
+				}
+			})
+		}
+		wg.Wait()
+		e.Close()
+	}
+	h := newSoftHSM(t)
+	newStub(t, h).does(t, "C_GetTokenInfo 99999 most 2")
+	if err := h.dial(t, h.spec()).Login(t.Context(), pin()); !errors.Is(err, enclave.ErrMisconfigured) {
+		t.Errorf("two sessions: %v", err)
+	}
+}
+
 // The token goes away while 8 use it. Nobody sees anything but that it is absent, locked or busy, and after a login all goes on.
 func TestTokenTakenAwayInUse(t *testing.T) {
 	h := newSoftHSM(t)

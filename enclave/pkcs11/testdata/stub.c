@@ -7,6 +7,7 @@
  *	C_Sign 3 rv b3          it returns this value, in hex
  *	C_GetTokenInfo 9 flags 40000
  *	                        it adds these flags, in hex
+ *	C_OpenSession 9 most 4  there are no more sessions than these, in hex; the same for C_GetTokenInfo
  *
  * Calls of functions that may be named are counted in the file CONTROL.log, one line each. */
 #include <dlfcn.h>
@@ -21,7 +22,9 @@ static CK_FUNCTION_LIST_PTR real;
 static CK_FUNCTION_LIST list;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
-enum { NOTHING, RETURN, GARBAGE, FLAGS };
+enum { NOTHING, RETURN, GARBAGE, FLAGS, MOST };
+
+static long opened;
 
 /* act reads what a function is to do, and does what needs no arguments. */
 static int act(const char *name, unsigned long *value)
@@ -49,6 +52,8 @@ static int act(const char *name, unsigned long *value)
 				result = GARBAGE;
 			if (strcmp(how, "flags") == 0)
 				result = FLAGS;
+			if (strcmp(how, "most") == 0)
+				result = MOST;
 			unsigned long keep = *value;
 			sprintf(rest + strlen(rest), "%s %u %s %lx\n", function, times, how, keep);
 			char *tail = rest + strlen(rest);
@@ -84,8 +89,7 @@ static void scribble(void *p, CK_ULONG n) { memset(p, 0xa5, n); }
 	if (what == GARBAGE && rv == CKR_OK && out) scribble(out, *n); return rv; }
 
 PASS(C_Initialize, (CK_VOID_PTR a), (a))
-PASS(C_Finalize, (CK_VOID_PTR a), (a))
-PASS(C_OpenSession, (CK_SLOT_ID i, CK_FLAGS f, CK_VOID_PTR p, CK_NOTIFY c, CK_SESSION_HANDLE_PTR h), (i, f, p, c, h))
+PASS(C_Finalize, (CK_VOID_PTR a), ((opened = 0, a)))
 PASS(C_Login, (CK_SESSION_HANDLE s, CK_USER_TYPE u, CK_UTF8CHAR_PTR p, CK_ULONG n), (s, u, p, n))
 PASS(C_Logout, (CK_SESSION_HANDLE s), (s))
 PASS(C_GetSessionInfo, (CK_SESSION_HANDLE s, CK_SESSION_INFO_PTR i), (s, i))
@@ -101,6 +105,26 @@ PASS(C_DeriveKey, (CK_SESSION_HANDLE s, CK_MECHANISM_PTR m, CK_OBJECT_HANDLE b, 
 OUT(C_Sign, (CK_SESSION_HANDLE s, CK_BYTE_PTR in, CK_ULONG l, CK_BYTE_PTR out, CK_ULONG_PTR n), (s, in, l, out, n))
 OUT(C_Encrypt, (CK_SESSION_HANDLE s, CK_BYTE_PTR in, CK_ULONG l, CK_BYTE_PTR out, CK_ULONG_PTR n), (s, in, l, out, n))
 OUT(C_Decrypt, (CK_SESSION_HANDLE s, CK_BYTE_PTR in, CK_ULONG l, CK_BYTE_PTR out, CK_ULONG_PTR n), (s, in, l, out, n))
+
+static CK_RV my_C_OpenSession(CK_SLOT_ID i, CK_FLAGS f, CK_VOID_PTR p, CK_NOTIFY c, CK_SESSION_HANDLE_PTR h)
+{
+	BEGIN(C_OpenSession)
+	if (__sync_add_and_fetch(&opened, 1) > (long)value && what == MOST) {
+		__sync_sub_and_fetch(&opened, 1);
+		return CKR_SESSION_COUNT;
+	}
+	CK_RV rv = real->C_OpenSession(i, f, p, c, h);
+	if (rv != CKR_OK)
+		__sync_sub_and_fetch(&opened, 1);
+	return rv;
+}
+
+static CK_RV my_C_CloseSession(CK_SESSION_HANDLE s)
+{
+	BEGIN(C_CloseSession)
+	__sync_sub_and_fetch(&opened, 1);
+	return real->C_CloseSession(s);
+}
 
 static CK_RV my_C_GetSlotList(CK_BBOOL present, CK_SLOT_ID_PTR slots, CK_ULONG_PTR n)
 {
@@ -119,6 +143,8 @@ static CK_RV my_C_GetTokenInfo(CK_SLOT_ID slot, CK_TOKEN_INFO_PTR info)
 		scribble(info, sizeof *info);
 	if (what == FLAGS)
 		info->flags |= value;
+	if (what == MOST)
+		info->ulMaxSessionCount = info->ulMaxRwSessionCount = value;
 	return rv;
 }
 
@@ -162,7 +188,7 @@ CK_RV C_GetFunctionList(CK_FUNCTION_LIST_PTR_PTR out)
 		return CKR_GENERAL_ERROR;
 	list = *real;
 #define SET(name) list.name = my_##name;
-	SET(C_Initialize) SET(C_Finalize) SET(C_OpenSession) SET(C_Login) SET(C_Logout) SET(C_GetSessionInfo) SET(C_SignInit)
+	SET(C_Initialize) SET(C_Finalize) SET(C_OpenSession) SET(C_CloseSession) SET(C_Login) SET(C_Logout) SET(C_GetSessionInfo) SET(C_SignInit)
 	SET(C_EncryptInit) SET(C_DecryptInit) SET(C_FindObjectsInit) SET(C_GenerateKey) SET(C_GenerateKeyPair) SET(C_DeriveKey) SET(C_Sign)
 	SET(C_Encrypt) SET(C_Decrypt) SET(C_GetSlotList) SET(C_GetTokenInfo) SET(C_FindObjects) SET(C_GetAttributeValue)
 	SET(C_GetMechanismList)

@@ -42,6 +42,10 @@ type connection struct {
 	handles map[object]pkcs11.ObjectHandle
 }
 
+// others is how many sessions there are besides those of the pool: crypto11 has one to stay and one to make keys with, and one is for a login,
+// when the pool is empty, or to clean up.
+const others = 3
+
 // process is what PKCS#11 makes common to all drivers in a process, as where one helper serves several connections: a module is initialised
 // and finalised for the process, and so are logins (PKCS#11 2.40 base section 5.6, C_Login). logins counts the drivers that rely on one.
 var process = struct {
@@ -78,13 +82,14 @@ func connect(s driver.Spec) (*connection, error) {
 	c.login = path + "\x00" + c.token.SerialNumber
 	limit := parallel
 	for _, most := range []uint{c.token.MaxSessionCount, c.token.MaxRwSessionCount} {
-		if most != pkcs11.CK_EFFECTIVELY_INFINITE && most != pkcs11.CK_UNAVAILABLE_INFORMATION && most < parallel+2 {
-			limit = min(limit, int(most)-2) // crypto11 has two
+		if most == pkcs11.CK_EFFECTIVELY_INFINITE || most == pkcs11.CK_UNAVAILABLE_INFORMATION || most >= parallel+others {
+			continue
 		}
-	}
-	if limit < 1 {
-		c.release()
-		return nil, &enclave.Error{Kind: enclave.ErrMisconfigured, Detail: "the token has too few sessions"}
+		if most < others {
+			c.release()
+			return nil, &enclave.Error{Kind: enclave.ErrMisconfigured, Detail: fmt.Sprintf("the token has %d sessions: %d are needed", most, others)}
+		}
+		limit = min(limit, max(int(most)-others, 1))
 	}
 	c.sessions = newSessions(c.module, c.slot, limit)
 	return c, nil
