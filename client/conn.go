@@ -41,14 +41,14 @@ type conn struct {
 	watch    *time.Timer     // for it
 	writing  bool            // somebody has the role of the writer
 	batch    uint64          // number of the next write, from 1
-	out      []byte          // frames for the next write,
-	hole     proto.Hole      // and what belongs into that of the writer without a copy
+	out      []byte          // frames for the next write
 	spare    []byte          // its other buffer
+	hole     proto.Hole      // what belongs into the writer's own frame without a copy
 	bodies   [][]byte        // buffers for large frames
 
 	// Owned by the reader.
-	in      []byte   // received bytes from start on
-	start   int      //
+	in      []byte   // received bytes,
+	start   int      // from here on not looked at yet
 	body    []byte   // the part of a large frame that has come; its capacity is the whole
 	full    bool     // the last read filled its space
 	arrived []answer // of deliver

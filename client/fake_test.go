@@ -407,6 +407,37 @@ func TestDeadline(t *testing.T) {
 	}
 }
 
+// TestTimeouts: calls that began at different times end when their own time has passed, those that wait for their turn too,
+// and the connection goes on.
+func TestTimeouts(t *testing.T) {
+	f := newFake(t, func(c *fakeConn, r proto.Request) {
+		if r.Op == proto.OpRandom {
+			random(c, r)
+		}
+	})
+	f.hello.Limits.InFlight = 8
+	const timeout = 200 * time.Millisecond
+	c := f.dial(WithTimeout(timeout))
+	var wg sync.WaitGroup
+	for i := range 12 { // the last ones find no place
+		wg.Go(func() {
+			begin := time.Now()
+			_, err := c.Status(t.Context())
+			if took := time.Since(begin); !errors.Is(err, context.DeadlineExceeded) || took < timeout || took > timeout+5*time.Second {
+				t.Errorf("call %d: %v after %v", i, err, took)
+			}
+		})
+		time.Sleep(timeout / 20)
+	}
+	wg.Wait()
+	for range 3 {
+		if err := checkRandom(c, 3); err != nil {
+			t.Error(err)
+		}
+		time.Sleep(timeout / 2)
+	}
+}
+
 // TestAbandonedCallsDoNotBlock gives up more calls than may be in flight.
 func TestAbandonedCallsDoNotBlock(t *testing.T) {
 	f := newFake(t, func(c *fakeConn, r proto.Request) {

@@ -42,9 +42,9 @@ const (
 	Slow               // its reply is written at once
 )
 
-// steadyShare is the part of the queue that a reply of steady work may wait for: the sixteenth of a wait that is as long as
-// the queue anyway, and a sixteenth of the times that the peer is woken.
-const steadyShare = 16
+// steadyShare is the part of the queue that a reply of steady work may wait for: an eighth of a wait that is as long as the
+// queue anyway, and an eighth of the times that the peer is woken, which costs both sides more than the reply itself.
+const steadyShare = 8
 
 // Appender appends one whole frame, with its length word, to dst.
 type Appender interface {
