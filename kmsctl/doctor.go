@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -102,10 +103,13 @@ func (a *app) examine(ctx context.Context, selfTest bool) (findings []finding, f
 		add("note", "memory", "protection is "+s.MemoryProtection, "memfd_secret is missing: a kernel with CONFIG_SECRETMEM and secretmem.enable=1 gives full protection")
 	}
 	if s.State != "uninitialised" {
-		if s.Rollback == "" || s.Rollback == "not detectable" {
+		switch {
+		case s.Rollback == "" || s.Rollback == "not detectable":
 			add("note", "rollback", "an old copy of the whole store put back would not be noticed", "a slot in a TPM brings a counter that notices it")
-		} else {
+		case strings.HasPrefix(s.Rollback, "detected"):
 			add("ok", "rollback", s.Rollback, "")
+		default:
+			add("problem", "rollback", s.Rollback, "bring the device of the counter back; if it is lost, remove its slot")
 		}
 	}
 	recovery := false

@@ -192,6 +192,9 @@ func TestPCRSlotNeedsAWayBack(t *testing.T) {
 		t.Errorf("the way back was removed: %v", err)
 	}
 	must(t, r.remove(t.Context(), s, added.ID))
+	if got := s.Info().Rollback; got != "not detectable" {
+		t.Errorf("the store is still bound to a TPM that has no slot: %s", got)
+	}
 }
 
 // The configuration chooses what opens without a person, and in which order; nothing weaker is tried otherwise.
