@@ -208,9 +208,14 @@ func TestResidentInTPM(t *testing.T) {
 		t.Errorf("used again after %s", took)
 	}
 
-	// A cleared TPM is another one, for good.
+	// A cleared TPM is another one, for good: what was in it is lost. When it is enrolled anew, the key goes on in it with a new version.
 	must(t, machine.Clear())
 	d.refused(proto.OpSign, &proto.Sign{Key: "app/sign", Data: []byte("x")}, proto.CodeReplaced)
+	d.ask(proto.OpSlotAdd, &proto.SlotAdd{Enclave: "tpm:unix:" + machine.Path()}, &proto.SlotAddReply{})
+	d.ask(proto.OpSlotRemove, &proto.SlotRef{ID: d.slots()[0].ID}, &proto.Empty{})
+	d.refused(proto.OpSign, &proto.Sign{Key: "app/sign", Data: []byte("x")}, proto.CodeReplaced)
+	d.ask(proto.OpKeyRotate, &proto.KeyRotate{Key: "app/sign"}, &proto.KeyInfo{})
+	d.ask(proto.OpSign, &proto.Sign{Key: "app/sign", Data: []byte("x")}, &proto.SignReply{})
 }
 
 // TestTPMLostMidCall pulls the plug while clients sign. Each is answered: by a signature, or by a typed error.
