@@ -17,11 +17,11 @@ GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.9.0
 
 # What the tests use besides Go. The race detector and the PKCS #11 helper: a C compiler. The outside judges: OpenSSL with its TPM
 # provider, OpenSC, secret-tool, Python for the example client. The devices, which the tests start themselves and end again: a software
-# TPM, SoftHSM, a private session bus with the GNOME keyring. A second user: setpriv (util-linux). The units: systemd's own checker.
+# TPM, SoftHSM, a private session bus with the GNOME keyring, media of ext4 files. A second user: setpriv (util-linux). The units: systemd's own checker.
 PACKAGES = gcc libc6-dev openssl python3 util-linux git ca-certificates swtpm swtpm-tools tpm2-openssl softhsm2 opensc opensc-pkcs11 \
-           dbus-daemon gnome-keyring libsecret-tools keyutils systemd
+           dbus-daemon gnome-keyring libsecret-tools keyutils e2fsprogs mount systemd
 TOOLS    = gcc openssl python3 setpriv git swtpm swtpm_setup softhsm2-util pkcs11-tool dbus-daemon gnome-keyring-daemon secret-tool \
-           keyctl systemd-analyze systemd-socket-activate
+           keyctl mount findmnt systemd-analyze systemd-socket-activate
 MODULES  = ossl-modules/tpm2.so softhsm/libsofthsm2.so opensc-pkcs11.so
 
 # Where "make install" puts things; see packaging/install for the rest.
