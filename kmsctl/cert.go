@@ -208,7 +208,7 @@ func (a *app) chain(ctx context.Context, key string) ([][]byte, error) {
 		return nil, err
 	}
 	if len(r.Chain) == 0 {
-		return nil, withHint(fmt.Errorf("%s has no certificate", key), "kmsctl cert self-sign %[1]s where the key signs, else kmsctl cert issue %[1]s --issuer CA, or kmsctl cert attach %[1]s", key)
+		return nil, withHint(fmt.Errorf("%s has no certificate", key), "kmsctl cert self-sign %[1]s where the key signs, else kmsctl cert issue %[1]s --issuer CA, or kmsctl cert attach %[1]s; symmetric keys have none", key)
 	}
 	return r.Chain, nil
 }

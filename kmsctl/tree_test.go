@@ -59,10 +59,11 @@ kmsctl capabilities
 kmsctl lock
 kmsctl unlock --pin-fd --pin-file
 kmsctl init --enclave --pin-file --recovery-out --no-recovery --escrow-to
-kmsctl key create --alg --usage --protection --not-before --expires --exportable --label
+kmsctl key create --alg --usage --protection --not-before --expires --exportable --label --uses
 kmsctl key list
 kmsctl key show
-kmsctl key set --label --min-version --keep
+kmsctl key set --label --min-version --keep --uses
+kmsctl key find --spki --ssh --cka-id --certificate --in
 kmsctl key rotate
 kmsctl key suspend
 kmsctl key resume

@@ -363,3 +363,22 @@ func TestLimitedUsesMayWait(t *testing.T) {
 		t.Error("a use out of a block waits")
 	}
 }
+
+// TestUsesOfResidentKeys: they are counted like others, and a device that is not there makes none.
+func TestUsesOfResidentKeys(t *testing.T) {
+	h, device := newResidentHouse(t)
+	n := &NewKey{Name: "APP/hsm", Algorithm: keyspec.ECDSAP256, Protection: keyspec.HSM, Uses: 2}
+	if _, err := h.Create(t.Context(), h.app, n, nil); err != nil {
+		t.Fatal(err)
+	}
+	sign := func() error {
+		_, err := h.sign(h.app, "APP/hsm", "m")
+		return err
+	}
+	want(t, "the first use", sign(), nil)
+	device.set(func() { device.fault = &enclave.Error{Kind: enclave.ErrAbsent} })
+	want(t, "without the device", sign(), enclave.ErrAbsent)
+	device.set(func() { device.fault = nil })
+	want(t, "the second use", sign(), nil)
+	want(t, "a third", sign(), ErrExhausted)
+}
