@@ -1,12 +1,14 @@
 package main
 
 import (
+	"errors"
 	"testing"
 
 	"github.com/kmsd-project/kmsd/enclave"
 	"github.com/kmsd-project/kmsd/enclave/enclavetest"
 	"github.com/kmsd-project/kmsd/enclave/keyring"
 	"github.com/kmsd-project/kmsd/enclave/recovery"
+	"github.com/kmsd-project/kmsd/keystore/keyspec"
 )
 
 // What opens a new keystore, when nobody says so, is the best that is there and works.
@@ -54,5 +56,37 @@ func TestMovedDevice(t *testing.T) {
 	}
 	if h := r.health(t.Context(), slot); h.State != enclave.Absent {
 		t.Errorf("health of a device that is not there: %+v", h)
+	}
+}
+
+// Resident keys are made where the configuration says, or in the device of the first slot; the slot's driver is the key's.
+func TestHomeOfResidentKeys(t *testing.T) {
+	t.Parallel()
+	r := newSlotRig(t)
+	_, spec := startTPM(t)
+	for _, p := range []keyspec.Protection{keyspec.TPM, keyspec.HSM} {
+		if _, err := r.Device(t.Context(), p, "", ""); !errors.Is(err, enclave.ErrUnsupported) || hintOf(err) == "" {
+			t.Errorf("%s without a device: %v", p, err)
+		}
+	}
+	r.homes.TPM = spec
+	before, err := r.Device(t.Context(), keyspec.TPM, "", "")
+	if err != nil || before.Location != spec || before.Binding != "" {
+		t.Errorf("%+v, %v", before, err)
+	}
+	s, _ := r.store(t, initParams{Enclave: spec})
+	r.slotKeeper.store.Store(s)
+	slot := s.Slots()[0]
+	for _, home := range []string{"", spec} {
+		r.homes.TPM = home
+		d, err := r.Device(t.Context(), keyspec.TPM, "", "")
+		guard, _ := r.guard(slot)
+		if err != nil || d.Location != spec || d.Binding != slot.Binding || d.Enclave != guard || d.Resident == nil {
+			t.Errorf("%+v, %v", d, err)
+		}
+	}
+	r.place(keyring.FileKind, r.machine)
+	if _, err := r.Device(t.Context(), keyspec.TPM, keyring.FileKind, ""); !errors.Is(err, enclave.ErrUnsupported) {
+		t.Errorf("a keyring as the home of keys: %v", err)
 	}
 }

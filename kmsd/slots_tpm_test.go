@@ -303,6 +303,32 @@ func TestDeviceComesBack(t *testing.T) {
 	d.ask(proto.OpSlotTest, &proto.SlotRef{ID: 1}, &proto.Empty{})
 }
 
+// The TPM loses its power in the middle of a test of its slot, again and again: each request has an answer, and the next one works.
+func TestTPMLostMidTest(t *testing.T) {
+	t.Parallel()
+	d, machine, _ := initedWithTPM(t)
+	lost := 0
+	const rounds = 3
+	for i := range rounds {
+		d.last++
+		d.conn.send(d.last, proto.OpSlotTest, &proto.SlotRef{ID: 1}, nil)
+		time.Sleep(time.Duration(i) * time.Millisecond)
+		machine.PowerOff()
+		must(t, machine.PowerOn())
+		if r := d.conn.response(); r.Err != nil {
+			lost++
+			if r.Err.Code != proto.CodeAbsent && r.Err.Code != proto.CodeBusy {
+				t.Errorf("%v", r.Err)
+			}
+		}
+		d.ask(proto.OpSlotTest, &proto.SlotRef{ID: 1}, &proto.Empty{})
+	}
+	t.Logf("%d of %d were lost, the others waited", lost, rounds)
+	if s := d.status(); s.State != "ready" || s.Slots[0].Health != "ready" {
+		t.Errorf("%+v", s)
+	}
+}
+
 // An old copy of the state directory does not open, a person can decide that it shall.
 func TestRollbackIsRefused(t *testing.T) {
 	t.Parallel()
