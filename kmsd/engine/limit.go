@@ -126,7 +126,10 @@ func (e *Engine) returnUses(ctx context.Context) {
 			continue
 		}
 		for i := range batch { // one of them fails, or was changed meanwhile
-			if err := e.giveBack(ctx, s, batch[i:i+1]); err != nil && !isGone(err) {
+			unlock := e.writers.lock(batch[i].name)
+			err := e.giveBack(ctx, s, batch[i:i+1])
+			unlock()
+			if err != nil && !isGone(err) {
 				e.log.Warn("reserved uses of a key are lost", "uses", batch[i].n, "error", err)
 			}
 		}
