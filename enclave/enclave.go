@@ -174,6 +174,13 @@ type Session interface {
 	Login(ctx context.Context, a Auth) error
 }
 
+// Importer is implemented by enclaves that take over keys which another program has made in the same device. It is found by type assertion.
+type Importer interface {
+	// Import takes over the key in a file of the format that such programs share, with the file's password, nil for none, and returns what
+	// Generate does. The key never was outside of the device; the file goes on working.
+	Import(ctx context.Context, file, password []byte, s Spec) (b Blob, spki []byte, err error)
+}
+
 // Spec describes a resident key to be made.
 type Spec struct {
 	ID        [16]byte // random, chosen by the caller; what the device files the key under

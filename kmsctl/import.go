@@ -27,14 +27,17 @@ func newKeyImport(a *app) *cobra.Command {
 sealed to a one-time key of the daemon. The algorithm of a private key is read from it; --alg decides between ecdsa-* and
 ecdh-*, and is needed for a symmetric key.
 
-Delete the file afterwards: as long as it exists, the key is only as safe as the file.`,
+Delete the file afterwards: as long as it exists, the key is only as safe as the file.
+
+With --protection tpm the file is one of OpenSSL's tpm2 provider (TSS2 PRIVATE KEY), without a password, whose key this TPM has made under its
+ECC storage key: it stays in the TPM. --alg says what key it is. The file goes on working beside kmsd, around its policy and audit.`,
 		Args: exactArgs("NAME"),
 		RunE: func(c *cobra.Command, args []string) error {
 			encoded, err := a.readFile(in, 64<<10)
 			if err != nil {
 				return err
 			}
-			material, algorithm, err := readMaterial(encoded, f.algorithm)
+			material, algorithm, err := readMaterial(encoded, f.algorithm, f.protection)
 			clear(encoded)
 			if err != nil {
 				return err
@@ -65,9 +68,9 @@ Delete the file afterwards: as long as it exists, the key is only as safe as the
 
 var errMaterial = errors.New("this is no private key that can be imported")
 
-// readMaterial returns what key_import takes: PKCS#8 DER for a private key, the bytes themselves for a symmetric one,
-// together with the algorithm.
-func readMaterial(encoded []byte, algorithm string) ([]byte, string, error) {
+// readMaterial returns what key_import takes: PKCS#8 DER for a private key, the bytes themselves for a symmetric one and for a key
+// file of a TPM, together with the algorithm.
+func readMaterial(encoded []byte, algorithm, protection string) ([]byte, string, error) {
 	der := encoded
 	isPEM := bytes.HasPrefix(bytes.TrimSpace(encoded), []byte("-----BEGIN "))
 	for rest := encoded; isPEM; {
@@ -78,11 +81,22 @@ func readMaterial(encoded []byte, algorithm string) ([]byte, string, error) {
 		switch block.Type {
 		case "ENCRYPTED PRIVATE KEY":
 			return nil, "", withHint(errors.New("the key is encrypted with a passphrase"), "openssl pkcs8 -in F -outform DER | kmsctl key import NAME --in -")
+		case "TSS2 PRIVATE KEY":
+			switch {
+			case protection != string(keyspec.TPM):
+				return nil, "", withHint(errors.New("the key is in a TPM"), "--protection tpm takes it over there")
+			case algorithm == "":
+				return nil, "", withHint(usagef("--alg is missing"), "openssl pkey -provider tpm2 -in F -pubout says what key it is")
+			}
+			return bytes.Clone(encoded), algorithm, nil
 		case "EC PARAMETERS":
 			continue // openssl ecparam writes them before the key
 		}
 		der = block.Bytes
 		break
+	}
+	if protection != "" && protection != string(keyspec.Software) {
+		return nil, "", withHint(errors.New("a key that exists outside of a device cannot be brought there"), "kmsctl key create NAME --protection %s makes one", protection)
 	}
 	if !isPEM && !keyspec.Algorithm(algorithm).Asymmetric() && algorithm != "" {
 		return bytes.Clone(encoded), algorithm, nil

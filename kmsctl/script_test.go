@@ -312,6 +312,7 @@ func tpmCommand(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Defer(func() { s.Close() })
 		machine.TPM = s
 		ts.Setenv(args[1], "tpm:unix:"+s.Path())
+		ts.Setenv("TPM2OPENSSL_TCTI", "swtpm:path="+s.Path()) // for OpenSSL's provider
 	case len(args) == 1 && args[0] == "off":
 		machine.PowerOff()
 	case len(args) == 1 && args[0] == "on":

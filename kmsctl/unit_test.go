@@ -185,7 +185,7 @@ func FuzzMaterial(f *testing.F) {
 	f.Add([]byte("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"), "")
 	f.Add([]byte("0123456789abcdef"), "aes-128-gcm")
 	f.Fuzz(func(t *testing.T, encoded []byte, algorithm string) {
-		material, found, err := readMaterial(encoded, algorithm)
+		material, found, err := readMaterial(encoded, algorithm, "")
 		if err == nil && (len(material) == 0 && len(encoded) > 0 || found == "") {
 			t.Fatalf("%d bytes of %q gave nothing and no error", len(encoded), algorithm)
 		}

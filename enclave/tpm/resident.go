@@ -201,4 +201,5 @@ var (
 	_ enclave.Enclave  = (*TPM)(nil)
 	_ enclave.Resident = (*TPM)(nil)
 	_ enclave.Counter  = (*TPM)(nil)
+	_ enclave.Importer = (*TPM)(nil)
 )

@@ -102,7 +102,7 @@ func (u *use) describe(n *NewKey, origin keyspec.Origin) (*keystore.Key, *mechan
 	if err != nil {
 		return nil, nil, fmt.Errorf("%w: %w", ErrInput, err)
 	}
-	if err := checkResident(n, origin); err != nil {
+	if err := checkResident(n, origin, u.act.op); err != nil {
 		return nil, nil, err
 	}
 	if n.Escrow == keyspec.EscrowRecipients && len(u.store.Info().Escrow) == 0 {
@@ -218,7 +218,7 @@ func (u *use) withNew(key *keystore.Key, number keyspec.Version, row *mechanism.
 	f func(b, spki []byte) error,
 ) error {
 	if key.Protection != keyspec.Software {
-		return u.withResident(key, number, row, f)
+		return u.withResident(key, number, row, secret, f)
 	}
 	if err := u.tests.passed(row); err != nil {
 		return err

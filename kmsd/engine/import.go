@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"bytes"
 	"context"
 	"crypto/hpke"
 	"crypto/rand"
@@ -110,8 +111,17 @@ func (e *Engine) ImportBegin(ctx context.Context, c *Caller) (public []byte, tok
 	return public, token, nil
 }
 
-// Import makes a key of material in plain: PKCS#8 DER for asymmetric keys, raw bytes for symmetric ones. It is refused
-// outside the admin socket. encoded is wiped.
+// material returns what is to be imported as key material. For a key that stays in a device that is the file itself, which the device takes
+// apart.
+func (n *NewKey) material(row *mechanism.Row, encoded []byte) ([]byte, error) {
+	if n.resident() {
+		return bytes.Clone(encoded), nil
+	}
+	return row.Import(encoded)
+}
+
+// Import makes a key of material in plain: PKCS#8 DER for asymmetric keys, raw bytes for symmetric ones, and for a key that another program
+// has made in a device the file that it has of it. It is refused outside the admin socket. encoded is wiped.
 func (e *Engine) Import(ctx context.Context, c *Caller, n *NewKey, encoded, requestKey []byte) (*keystore.Key, error) {
 	defer clear(encoded)
 	a := &act{op: "key_import", ref: keyspec.Ref{Name: n.Name}, info: "plaintext"}
@@ -119,7 +129,7 @@ func (e *Engine) Import(ctx context.Context, c *Caller, n *NewKey, encoded, requ
 		if !c.Admin {
 			return nil, fmt.Errorf("%w: plaintext import, use key_import_begin", ErrUnsupported)
 		}
-		return row.Import(encoded)
+		return n.material(row, encoded)
 	})
 }
 
@@ -140,6 +150,6 @@ func (e *Engine) ImportWrapped(ctx context.Context, c *Caller, n *NewKey, wrappe
 			return nil, ErrDecryption
 		}
 		defer clear(encoded)
-		return row.Import(encoded)
+		return n.material(row, encoded)
 	})
 }

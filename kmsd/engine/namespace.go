@@ -172,7 +172,7 @@ func (u *use) sealNamespace(d *Device, module *keystore.Key, secret []byte) (rec
 		}
 		if usages := []keyspec.Usage{c.usage}; Can(list, row, usages) {
 			g := &guard{algorithm: c.algorithm}
-			blob, err := u.generate(d, row, usages, guardRef(module.Name), func(r, spki []byte) (err error) {
+			blob, err := u.generate(d, row, usages, guardRef(module.Name), nil, func(r, spki []byte) (err error) {
 				g.record, g.spki = r, spki
 				record, err = u.fill(g, module, secret)
 				return err

@@ -319,8 +319,22 @@ func (u *use) replaced(d *Device) bool {
 	return d.Enclave.Health(ctx).State == enclave.Replaced
 }
 
-// withResident calls f with the record and the public half of a new key version that was made in a device.
-func (u *use) withResident(key *keystore.Key, number keyspec.Version, row *mechanism.Row, f func(record, spki []byte) error) error {
+// withResident calls f with the record and the public half of a new key version that was made in a device, or that is there already: secret,
+// unless it is nil, returns the file that another program has of it.
+func (u *use) withResident(key *keystore.Key, number keyspec.Version, row *mechanism.Row, secret func(*use, *mechanism.Row) ([]byte, error),
+	f func(record, spki []byte) error,
+) error {
+	var file []byte
+	if secret != nil {
+		var err error
+		if file, err = secret(u, row); err != nil {
+			return err
+		}
+		if len(file) == 0 {
+			return fmt.Errorf("%w: an empty key file", ErrInput)
+		}
+		defer clear(file)
+	}
 	d, err := u.deviceFor(key, number)
 	if err != nil {
 		return err
@@ -334,19 +348,29 @@ func (u *use) withResident(key *keystore.Key, number keyspec.Version, row *mecha
 			Remedy: "it has " + describe(list)}
 	}
 	u.act.info = strings.TrimSpace(u.act.info + " in " + d.Location) // for the audit
-	_, err = u.generate(&d, row, key.Usages, keyspec.Ref{Name: key.Name, Version: number}, f)
+	_, err = u.generate(&d, row, key.Usages, keyspec.Ref{Name: key.Name, Version: number}, file, f)
 	return err
 }
 
-// generate makes a key in a device, bound to ref, tries it, and calls f with its record and its public half. If nothing comes of it, the
-// device is told to forget the key.
-func (u *use) generate(d *Device, row *mechanism.Row, usages []keyspec.Usage, ref keyspec.Ref, f func(record, spki []byte) error) (enclave.Blob, error) {
+// generate makes a key in a device, or takes over the one of a file, binds it to ref, tries it, and calls f with its record and its public
+// half. If nothing comes of it, the device is told to forget the key.
+func (u *use) generate(d *Device, row *mechanism.Row, usages []keyspec.Usage, ref keyspec.Ref, file []byte,
+	f func(record, spki []byte) error,
+) (enclave.Blob, error) {
 	spec := enclave.Spec{Algorithm: row.Algorithm, Usages: usages, AAD: boundTo(u.store, ref)}
 	rand.Read(spec.ID[:])
 	var blob enclave.Blob
 	var spki []byte
 	err := u.inDevice(d, generateTime, func(ctx context.Context) (err error) {
-		blob, spki, err = d.Resident.Generate(ctx, spec)
+		if file == nil {
+			blob, spki, err = d.Resident.Generate(ctx, spec)
+			return err
+		}
+		importer, ok := d.Enclave.(enclave.Importer)
+		if !ok {
+			return fmt.Errorf("%w: the device at %s takes over no keys of other programs", ErrUnsupported, d.Location)
+		}
+		blob, spki, err = importer.Import(ctx, file, nil, spec)
 		return err
 	})
 	if err != nil {
@@ -429,9 +453,11 @@ func (u *use) bury(list []gone) {
 	}
 }
 
-// checkResident refuses what a key cannot be that is made in a device.
-func checkResident(n *NewKey, origin keyspec.Origin) error {
-	resident := n.Protection != "" && n.Protection != keyspec.Software
+func (n *NewKey) resident() bool { return n.Protection != "" && n.Protection != keyspec.Software }
+
+// checkResident refuses what a key cannot be that is made in a device. Only import may find one there that another program has made.
+func checkResident(n *NewKey, origin keyspec.Origin, op string) error {
+	resident := n.resident()
 	if n.Escrow != "" {
 		if _, err := keyspec.ParseEscrow(string(n.Escrow)); err != nil {
 			return fmt.Errorf("%w: %w", ErrInput, err)
@@ -445,7 +471,7 @@ func checkResident(n *NewKey, origin keyspec.Origin) error {
 		return nil
 	case n.Protection != keyspec.TPM && n.Protection != keyspec.HSM:
 		return fmt.Errorf("%w: protection %q", ErrInput, n.Protection)
-	case origin != keyspec.Generated:
+	case origin != keyspec.Generated && op != "key_import":
 		return fmt.Errorf("%w: a key with protection %s is made in the device; one that exists already cannot be brought there", ErrUnsupported, n.Protection)
 	case n.Exportable:
 		return fmt.Errorf("%w: a key with protection %s never leaves its device, so it is not exportable", ErrUnsupported, n.Protection)
