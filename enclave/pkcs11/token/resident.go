@@ -20,8 +20,12 @@ import (
 	"github.com/kmsd-project/kmsd/keystore/keyspec"
 )
 
-// MaxParallel is how many operations the driver gives the token at once.
-func (t *Token) MaxParallel() int { return parallel }
+// MaxParallel is how many operations the driver gives the token at once: as many as it has sessions for them, but at most 16.
+func (t *Token) MaxParallel() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.limit
+}
 
 // Generate makes a key in the token. It has no backup. The token may take minutes, and cannot be called back: a key that nobody waits for
 // any more is removed when it is there.

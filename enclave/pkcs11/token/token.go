@@ -47,8 +47,9 @@ type Token struct {
 	failed   error       // why the last attempt to connect failed,
 	failedAt time.Time   // and when
 
-	mu   sync.Mutex
-	info enclave.Info
+	mu    sync.Mutex
+	info  enclave.Info
+	limit int // of sessions that work at once, as far as is known
 }
 
 // Open returns the driver of a token. A token that is not there is for Health to say; a module that cannot be used is ErrMisconfigured.
@@ -59,7 +60,7 @@ func Open(ctx context.Context, s driver.Spec) (*Token, error) {
 	if _, err := checkModule(s.Module); err != nil {
 		return nil, err
 	}
-	t := &Token{spec: s, gate: newGate(parallel), making: make(chan struct{}, 1)}
+	t := &Token{spec: s, gate: newGate(parallel), making: make(chan struct{}, 1), limit: parallel}
 	t.info = enclave.Info{Kind: driver.Kind, Level: driver.Level, Binding: s.Serial, NeedsYou: true}
 	t.do(ctx, func(*connection, pkcs11.SessionHandle) error { return nil }) // learns who the token is, if it is there
 	return t, nil
@@ -184,6 +185,7 @@ func (t *Token) mend(c *connection, came time.Time) error {
 func (t *Token) learn(c *connection, flags uint) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.limit = cap(c.sessions.places)
 	t.info.Binding = c.token.SerialNumber
 	t.info.NeedsYou = c.needsLogin()
 	t.info.Level = driver.Level
