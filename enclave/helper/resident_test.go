@@ -54,6 +54,8 @@ func (d *testResident) Do(ctx context.Context, b enclave.Blob, op enclave.Op, ds
 	case "slow":
 		<-ctx.Done()
 		return nil, ctx.Err()
+	case "spent":
+		return nil, &Spent{&enclave.Error{Kind: enclave.ErrPolicy, Detail: "as asked", Remedy: "ask otherwise"}}
 	case "huge":
 		return make([]byte, MaxOutput+1), nil
 	case "leave":
@@ -292,6 +294,26 @@ func TestHangInDo(t *testing.T) {
 		t.Fatalf("next call: %v", err)
 	}
 	gone(t, first)
+}
+
+// A driver that cannot go on says why first, and then the process ends.
+func TestSpentHelperIsReplaced(t *testing.T) {
+	r := newResident(t, startSpawner(t))
+	b, _ := generate(t, r, keyspec.ECDSAP256)
+	first, _ := strconv.Atoi(r.Info().Binding)
+	_, err := r.Do(t.Context(), b, enclave.Op{Usage: keyspec.Sign, AAD: []byte("spent")}, nil)
+	var e *enclave.Error
+	if !errors.Is(err, enclave.ErrPolicy) || !errors.As(err, &e) || e.Remedy != "ask otherwise" {
+		t.Errorf("%v", err)
+	}
+	gone(t, first)
+	op := enclave.Op{Usage: keyspec.Sign, Input: []byte("m"), Bound: bound}
+	if _, err = r.Do(t.Context(), b, op, nil); errors.Is(err, enclave.ErrAbsent) { // it met the corpse
+		_, err = r.Do(t.Context(), b, op, nil)
+	}
+	if err != nil {
+		t.Fatalf("next call: %v", err)
+	}
 }
 
 // Calls wait for their turn on this side of the seam. One that gives up while it waits costs nobody anything.
