@@ -130,12 +130,25 @@ func TestTokenInitialisedAgainByAnotherProcess(t *testing.T) {
 			e := h.open(t, spec)
 			s := enrol(t, e)
 			h.InitialiseAgain(t)
+			if health := e.Health(t.Context()); health.State != enclave.Replaced {
+				t.Errorf("health: %+v", health)
+			}
 			for range 3 {
 				err := s.unwrap(t.Context(), e, pin())
 				var typed *enclave.Error
 				if !errors.Is(err, enclave.ErrReplaced) || !errors.As(err, &typed) || !strings.Contains(typed.Remedy, "recovery key") {
 					t.Fatalf("unwrap: %v", err)
 				}
+			}
+			if health := e.Health(t.Context()); health.State != enclave.Replaced {
+				t.Errorf("health after the attempts: %+v", health)
+			}
+			late := h.dial(t, spec)
+			if err := s.unwrap(t.Context(), late, pin()); !errors.Is(err, enclave.ErrReplaced) {
+				t.Errorf("unwrap by another process: %v", err)
+			}
+			if health := late.Health(t.Context()); health.State != enclave.Replaced {
+				t.Errorf("health in another process: %+v", health)
 			}
 			// The same driver enrols the new token, and the slot is there for the next.
 			again := enrol(t, e)
@@ -147,6 +160,9 @@ func TestTokenInitialisedAgainByAnotherProcess(t *testing.T) {
 			}
 			if err := s.unwrap(t.Context(), e, pin()); !errors.Is(err, enclave.ErrReplaced) {
 				t.Errorf("the lost slot: %v", err)
+			}
+			if health := e.Health(t.Context()); health.State != enclave.Ready {
+				t.Errorf("health with a new slot: %+v", health)
 			}
 		})
 	}

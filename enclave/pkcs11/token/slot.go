@@ -54,7 +54,16 @@ func (t *Token) Wrap(ctx context.Context, secret, aad []byte) (enclave.Blob, err
 	if err != nil {
 		return nil, err
 	}
+	t.remember(slotObject(slot), true)
 	return slot.Encode()
+}
+
+// slotObject is the key of a slot.
+func slotObject(slot *driver.Slot) object {
+	if slot.Guard == driver.Agreed {
+		return keyObject(pkcs11.CKO_PRIVATE_KEY, slot.ID)
+	}
+	return keyObject(pkcs11.CKO_SECRET_KEY, slot.ID)
 }
 
 // discard removes a key that nobody will ask for, if it is there, with a session that nothing has happened on.
@@ -73,7 +82,7 @@ func (c *connection) wrap(s pkcs11.SessionHandle, slot *driver.Slot, secret, aad
 	if _, err := c.context.GenerateSecretKeyWithAttributes(template, 256, crypto11.CipherAES); err != nil {
 		return c.made(err)
 	}
-	h, err := c.handle(s, keyObject(pkcs11.CKO_SECRET_KEY, slot.ID))
+	h, err := c.handle(s, slotObject(slot))
 	if err != nil {
 		return err
 	}
@@ -98,7 +107,7 @@ func (c *connection) wrapAgreed(s pkcs11.SessionHandle, slot *driver.Slot, secre
 	if err != nil {
 		return err
 	}
-	h, err := c.handle(s, keyObject(pkcs11.CKO_PRIVATE_KEY, slot.ID))
+	h, err := c.handle(s, slotObject(slot))
 	if err != nil {
 		return err
 	}
@@ -152,6 +161,7 @@ func (t *Token) Unwrap(ctx context.Context, b enclave.Blob, aad []byte, a enclav
 				return err
 			}
 		}
+		t.remember(slotObject(slot), true)
 		return c.with(ctx, func(c *connection, s pkcs11.SessionHandle) error { return c.unwrap(s, slot, aad, dst) })
 	}))
 }
@@ -168,7 +178,7 @@ func (c *connection) unwrap(s pkcs11.SessionHandle, slot *driver.Slot, aad, dst 
 	if slot.Guard == driver.Agreed {
 		return c.unwrapAgreed(s, slot, aad, dst)
 	}
-	h, err := c.handle(s, keyObject(pkcs11.CKO_SECRET_KEY, slot.ID))
+	h, err := c.handle(s, slotObject(slot))
 	if err != nil {
 		return err
 	}
@@ -198,7 +208,7 @@ func (c *connection) unwrapAgreed(s pkcs11.SessionHandle, slot *driver.Slot, aad
 	if _, err := ecdh.P256().NewPublicKey(slot.Point); err != nil { // a token might not look
 		return corrupt("the point of the slot")
 	}
-	h, err := c.handle(s, keyObject(pkcs11.CKO_PRIVATE_KEY, slot.ID))
+	h, err := c.handle(s, slotObject(slot))
 	if err != nil {
 		return err
 	}
@@ -233,7 +243,11 @@ func (t *Token) Forget(ctx context.Context, b enclave.Blob) error {
 	if err != nil {
 		return err
 	}
-	return t.destroy(ctx, slot.Serial, slot.ID)
+	if err := t.destroy(ctx, slot.Serial, slot.ID); err != nil {
+		return err
+	}
+	t.remember(slotObject(slot), false)
+	return nil
 }
 
 func (t *Token) destroy(ctx context.Context, serial string, id []byte) error {

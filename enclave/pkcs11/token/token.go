@@ -10,6 +10,8 @@ package token
 
 import (
 	"context"
+	"errors"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -18,6 +20,7 @@ import (
 
 	"github.com/kmsd-project/kmsd/enclave"
 	driver "github.com/kmsd-project/kmsd/enclave/pkcs11"
+	"github.com/kmsd-project/kmsd/keystore/keyspec"
 )
 
 const (
@@ -49,7 +52,8 @@ type Token struct {
 
 	mu    sync.Mutex
 	info  enclave.Info
-	limit int // of sessions that work at once, as far as is known
+	limit int             // of sessions that work at once, as far as is known
+	slots map[object]bool // the keys of slots that we have seen or looked for
 }
 
 // Open returns the driver of a token. A token that is not there is for Health to say; a module that cannot be used is ErrMisconfigured.
@@ -60,7 +64,7 @@ func Open(ctx context.Context, s driver.Spec) (*Token, error) {
 	if _, err := checkModule(s.Module); err != nil {
 		return nil, err
 	}
-	t := &Token{spec: s, gate: newGate(parallel), making: make(chan struct{}, 1), limit: parallel}
+	t := &Token{spec: s, gate: newGate(parallel), making: make(chan struct{}, 1), limit: parallel, slots: map[object]bool{}}
 	t.info = enclave.Info{Kind: driver.Kind, Level: driver.Level, Binding: s.Serial, NeedsYou: true}
 	t.do(ctx, func(*connection, pkcs11.SessionHandle) error { return nil }) // learns who the token is, if it is there
 	return t, nil
@@ -198,17 +202,21 @@ func (t *Token) learn(c *connection, flags uint) {
 	}
 }
 
-// Health looks at the token without an authentication attempt.
+// Health looks at the token without an authentication attempt. A token of which every slot's key has gone was initialised anew, or somebody
+// has emptied it; that can be seen while somebody is logged in.
 func (t *Token) Health(ctx context.Context) enclave.Health {
 	var flags uint
 	var loggedIn bool
-	err := t.do(ctx, func(c *connection, _ pkcs11.SessionHandle) error {
+	err := t.do(ctx, func(c *connection, s pkcs11.SessionHandle) error {
 		token, err := c.module.GetTokenInfo(c.slot)
 		if err != nil {
 			return err
 		}
 		flags, loggedIn = token.Flags, c.usable() == nil
 		t.learn(c, flags)
+		if loggedIn {
+			return t.checkSlots(c, s)
+		}
 		return nil
 	})
 	switch {
@@ -221,6 +229,36 @@ func (t *Token) Health(ctx context.Context) enclave.Health {
 		return enclave.HealthOf(err)
 	}
 	return enclave.Health{State: enclave.Locked, Detail: "waits for its PIN"}
+}
+
+// checkSlots looks whether the keys of slots are still there, one of them at least.
+func (t *Token) checkSlots(c *connection, s pkcs11.SessionHandle) error {
+	t.mu.Lock()
+	slots := slices.Collect(maps.Keys(t.slots))
+	t.mu.Unlock()
+	var gone error
+	for _, o := range slots {
+		h, err := c.handle(s, o)
+		if err == nil {
+			_, err = c.module.GetAttributeValue(s, h, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, nil)})
+		}
+		if !errors.Is(err, enclave.ErrReplaced) {
+			return err
+		}
+		gone = err
+	}
+	return gone
+}
+
+// remember keeps for Health that a slot has this key, or has no key any more.
+func (t *Token) remember(o object, there bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !there {
+		delete(t.slots, o)
+	} else if len(t.slots) < keyspec.MaxSlots {
+		t.slots[o] = true
+	}
 }
 
 var (
