@@ -90,6 +90,9 @@ func (a *app) examine(ctx context.Context, selfTest bool) (findings []finding, f
 		if s.LockDetail != "" {
 			detail += ": " + s.LockDetail
 		}
+		if s.LockReason != "" {
+			remedy = "look at the slots below; another one opens, such as that of the recovery key: kmsctl unlock --pin-file F"
+		}
 		if s.LockReason == string(proto.CodeRollback) {
 			remedy = "find out who put the old files back; bring the newest ones, or: kmsctl unlock --accept-rollback"
 		}
@@ -124,7 +127,7 @@ func (a *app) examine(ctx context.Context, selfTest bool) (findings []finding, f
 			if slot.Detail != "" {
 				detail += ": " + slot.Detail
 			}
-			add("problem", check, detail, slotRemedy(slot))
+			add("problem", check, detail, slotRemedy(slot, bound(&s, slot)))
 		}
 	}
 	if len(s.Slots) > 0 && !recovery {
@@ -170,12 +173,23 @@ func until(t int64) string {
 	return " until " + stamp(t)
 }
 
-func slotRemedy(s proto.Slot) string {
+// bound reports whether the counter that tells old copies of the keystore is in the device of the slot, so that without it no slot opens
+// unasked.
+func bound(s *proto.Status, slot proto.Slot) bool {
+	return slot.Location != "" && strings.HasSuffix(s.Rollback, slot.Location)
+}
+
+// slotRemedy says what to do about the device of a slot.
+func slotRemedy(s proto.Slot, bound bool) string {
+	other := "Another slot opens meanwhile: kmsctl unlock"
+	if bound {
+		other = "Another slot opens meanwhile, without the counter that tells whether the files are the newest: kmsctl unlock --accept-rollback"
+	}
 	switch s.Health {
 	case "locked-out":
 		return "the device refuses attempts" + until(s.Until) + "; wait, and find out who tried. Another slot opens meanwhile: kmsctl unlock"
 	case "absent":
-		return "bring the device back; kmsd notices it by itself. Another slot opens meanwhile: kmsctl unlock"
+		return "bring the device back; kmsd notices it by itself. " + other
 	case "replaced":
 		return "the slot is stale, since this is another device than the one that was enrolled: bring the old one back, or remove the slot and add it again"
 	case "misconfigured":

@@ -90,6 +90,9 @@ func hintFor(err error) string {
 	}
 	var wire *proto.Error
 	if errors.As(err, &wire) {
+		if wire.Remedy != "" {
+			return wire.Remedy
+		}
 		return wireHint(wire)
 	}
 	switch {
@@ -101,16 +104,10 @@ func hintFor(err error) string {
 	return ""
 }
 
-// acceptRollback is the flag by which somebody takes responsibility for the state of the files.
-const acceptRollback = "--accept-rollback"
-
 // wireHint is the one table of remedies by wire code.
 func wireHint(e *proto.Error) string {
 	switch e.Code {
 	case proto.CodeLocked:
-		if e.BackendState != "" { // not the keystore, but the device of a key or of a slot
-			return "kmsctl slot list, then kmsctl unlock --slot N --pin-file F"
-		}
 		return "kmsctl unlock"
 	case proto.CodeUninitialised:
 		return "kmsctl init"
@@ -142,12 +139,7 @@ func wireHint(e *proto.Error) string {
 		return "give it more time with --timeout"
 	case proto.CodeAuthFailed:
 		return "kmsctl slot list tells what each slot expects"
-	case proto.CodeAbsent:
-		if strings.Contains(e.Message, acceptRollback) { // the counter of the keystore
-			return "bring the device back; if it is lost for good, and you are sure of the files: kmsctl unlock " + acceptRollback
-		}
-		return "kmsctl doctor"
-	case proto.CodeLockedOut, proto.CodeReplaced, proto.CodeMisconfigured:
+	case proto.CodeAbsent, proto.CodeLockedOut, proto.CodeReplaced, proto.CodeMisconfigured:
 		return "kmsctl doctor"
 	case proto.CodeRollback:
 		return "find out who put the old files back; bring the newest ones, or go on with these: kmsctl unlock --accept-rollback"
@@ -172,6 +164,7 @@ func (a *app) printError(err error) {
 		switch {
 		case errors.As(err, &wire):
 			report.Code, report.RetryAfterMS, report.DetailID = string(wire.Code), wire.RetryAfterMS, wire.DetailID
+			report.BackendState = wire.BackendState
 		case errors.Is(err, errUsage):
 			report.Code = "usage"
 		case errors.Is(err, client.ErrUnreachable):
@@ -192,4 +185,5 @@ type errorView struct {
 	Hint         string `json:"hint,omitempty"`
 	RetryAfterMS uint64 `json:"retry_after_ms,omitempty"`
 	DetailID     string `json:"detail_id,omitempty"`
+	BackendState string `json:"backend_state,omitempty"`
 }

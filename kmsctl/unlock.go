@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/kmsd-project/kmsd/client"
 	"github.com/kmsd-project/kmsd/ipc/proto"
 )
 
@@ -39,18 +40,28 @@ say --accept-rollback.`,
 					}
 					params.Shares = append(params.Shares, trimText(share))
 				}
-			case !pin.given():
-				// Slots that need nobody come first: there may be nothing to ask for.
-				err := a.call(c.Context(), proto.OpUnlock, &params, &proto.Empty{})
-				if err == nil {
-					return a.print(map[string]string{"state": "ready"}, func(io.Writer) { a.say("unlocked") })
-				}
-				if !needsPerson(err) {
+			case pin.given():
+				secret, err := pin.read(a, "")
+				if err != nil {
 					return err
 				}
-				fallthrough
+				params.Secret = secret
 			default:
+				// Slots that need nobody come first: there may be nothing to ask for.
+				first := a.call(c.Context(), proto.OpUnlock, &params, &proto.Empty{})
+				if first == nil {
+					return a.print(map[string]string{"state": "ready"}, func(io.Writer) { a.say("unlocked") })
+				}
+				if !needsPerson(first, slot) {
+					return first
+				}
+				if !errors.Is(first, client.ErrLocked) { // why what opens by itself did not
+					a.say("%v", first)
+				}
 				secret, err := pin.read(a, "PIN, passphrase or recovery key")
+				if errors.Is(err, errNoTerminal) {
+					return withHint(first, "%s", hintFor(err))
+				}
 				if err != nil {
 					return err
 				}
@@ -72,16 +83,18 @@ say --accept-rollback.`,
 	return c
 }
 
-// needsPerson reports whether an attempt to unlock without a secret failed in a way that a secret may mend: no slot opens by
-// itself, or the device of the one that would is not there.
-func needsPerson(err error) bool {
+// needsPerson reports whether an attempt to unlock without a secret failed in a way that a secret may mend: the slot wants one, or, of no
+// slot in particular, none opens by itself or the device of the one that would is not there.
+func needsPerson(err error, slot uint32) bool {
 	var wire *proto.Error
-	if !errors.As(err, &wire) {
+	if !errors.As(err, &wire) || wire.BackendState == proto.BackendCounter {
 		return false
 	}
 	switch wire.Code {
-	case proto.CodeLocked, proto.CodeAuthFailed, proto.CodeLockedOut, proto.CodeAbsent, proto.CodeReplaced, proto.CodeMisconfigured, proto.CodeDamaged:
+	case proto.CodeLocked, proto.CodeAuthFailed:
 		return true
+	case proto.CodeLockedOut, proto.CodeAbsent, proto.CodeReplaced, proto.CodeMisconfigured, proto.CodeDamaged:
+		return slot == 0
 	}
 	return false
 }

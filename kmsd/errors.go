@@ -148,21 +148,26 @@ func wireError(err error) *proto.Error {
 	if errors.As(err, &traced) {
 		out.DetailID = traced.ID
 	}
-	var h hinted
-	if errors.As(err, &h) {
-		out.Message += "; " + h.hint
-	}
+	out.Remedy = hintOf(err)
 	var device *enclave.Error
 	if errors.As(err, &device) {
 		out.BackendState = device.Kind.Error()
-		if device.Remedy != "" {
-			out.Message += "; " + device.Remedy
-		}
 		if !device.Until.IsZero() {
 			out.RetryAfterMS = uint64(max(time.Until(device.Until).Milliseconds(), 0))
 		}
 	}
+	if errors.Is(err, keystore.ErrCounterAbsent) {
+		out.BackendState = proto.BackendCounter
+	}
 	return out
+}
+
+// inWords is what people are told of an error where there is one text for all of it.
+func inWords(e *proto.Error) string {
+	if e.Remedy == "" {
+		return e.Message
+	}
+	return e.Message + "; " + e.Remedy
 }
 
 // invalid is the refusal of a parameter.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/kmsd-project/kmsd/enclave"
 	"github.com/kmsd-project/kmsd/ipc/proto"
@@ -12,6 +13,9 @@ import (
 	"github.com/kmsd-project/kmsd/kmsd/engine"
 	"github.com/kmsd-project/kmsd/kmsd/mechanism"
 )
+
+// capabilityTime is what one device gets to say what it can do: a discrete TPM is asked a dozen questions.
+const capabilityTime = 10 * time.Second
 
 // handleCapabilities lists what can be done, by software and by the devices that are there: those are asked.
 func handleCapabilities(c *call) (proto.Message, error) {
@@ -26,7 +30,7 @@ func handleCapabilities(c *call) (proto.Message, error) {
 		})
 	}
 	for _, p := range []keyspec.Protection{keyspec.TPM, keyspec.HSM} {
-		ctx, cancel := context.WithTimeout(c.ctx, healthTimeout)
+		ctx, cancel := context.WithTimeout(c.ctx, capabilityTime)
 		location, list, err := c.daemon.engine.Mechanisms(ctx, p)
 		cancel()
 		if err != nil {
@@ -54,7 +58,7 @@ func whyNot(err error, admin bool) string {
 	if errors.As(err, &device) && !admin {
 		return device.Kind.Error()
 	}
-	return wireError(err).Message
+	return inWords(wireError(err))
 }
 
 // deviceRow describes what a device can do with an algorithm, if that is anything.

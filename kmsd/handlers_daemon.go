@@ -322,7 +322,7 @@ func addSlot(ctx context.Context, s *keystore.Store, n *enrolment) (*proto.SlotA
 		n.abort(ctx)
 		return nil, err
 	}
-	return &proto.SlotAddReply{Slot: slotReply(slotStatus{Slot: slot}), Warnings: n.warnings}, nil
+	return &proto.SlotAddReply{Slot: slotReply(slotStatus{slot, enclave.Health{State: enclave.Ready}}), Warnings: n.warnings}, nil
 }
 
 func handleSlotRemove(c *call) (proto.Message, error) {

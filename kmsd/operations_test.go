@@ -121,10 +121,11 @@ func TestWireError(t *testing.T) {
 		{fmt.Errorf("%w: %w", engine.ErrAudit, audit.ErrStorage), proto.CodeStorage, "the act could not be recorded: its result is withheld", ""},
 		{errors.New("open /var/lib/secret: no such file"), proto.CodeInternal, "internal error", ""},
 		{&enclave.Error{Kind: enclave.ErrAbsent, Detail: "no token", Remedy: "put it back"}, proto.CodeAbsent, "no token: the device is not there; put it back", ""},
+		{hinted{errOtherStore, "look for the right one"}, proto.CodeReplaced, errOtherStore.Error() + "; look for the right one", ""},
 		{&proto.Error{Code: proto.CodeBusy, Message: "busy"}, proto.CodeBusy, "busy", ""},
 	} {
 		got := wireError(c.err)
-		if got.Code != c.code || got.Message != c.text || got.DetailID != c.id {
+		if got.Code != c.code || inWords(got) != c.text || got.DetailID != c.id {
 			t.Errorf("%v: got %+v", c.err, got)
 		}
 	}

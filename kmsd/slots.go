@@ -201,5 +201,5 @@ func slotByID(s *keystore.Store, id uint32) (keystore.Slot, error) {
 			return slot, nil
 		}
 	}
-	return keystore.Slot{}, fmt.Errorf("%w: %d", keystore.ErrNoSlot, id)
+	return keystore.Slot{}, hinted{fmt.Errorf("%w: %d", keystore.ErrNoSlot, id), "kmsctl slot list"}
 }

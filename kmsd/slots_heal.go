@@ -79,7 +79,7 @@ func (h *healing) why() (code, detail string) {
 		return "", ""
 	}
 	e := wireError(h.reason)
-	return string(e.Code), e.Message
+	return string(e.Code), inWords(e)
 }
 
 // watchMedium locks the keystore when the medium is pulled whose keyfile has opened it. The next request after it is back opens it again.

@@ -40,7 +40,7 @@ type slotKind struct {
 // keyring:file stands behind the keyfile, because what opens it lies on the same disk.
 func slotKinds() []slotKind {
 	return []slotKind{
-		{kind: tpm.Kind, strength: 0, place: "/dev/tpmrm0 or unix:PATH", options: []string{"guard", "pcrs", "signer", "approvals"}, lasting: []string{"approvals"}},
+		{kind: tpm.Kind, strength: 0, place: "/dev/tpmrm0", options: []string{"guard", "pcrs", "signer", "approvals"}, lasting: []string{"approvals"}},
 		{kind: pkcs11.Kind, strength: 0, place: "MODULE?token=LABEL"}, // and what pkcs11.ParseSpec understands
 		{kind: keyring.SecretServiceKind, strength: 1},
 		{kind: keyfile.Kind, strength: 2, place: "PATH"},
@@ -114,7 +114,11 @@ func parseSpec(text string) (spec, error) {
 		return wrong("the name of a device holds a control character")
 	}
 	if path := strings.TrimPrefix(place, "unix:"); row.place != "" && (!filepath.IsAbs(path) || path != filepath.Clean(path)) {
-		return wrong("%.100q: write %s:%s, with an absolute path", text, row.kind, row.place)
+		example := row.kind + ":" + row.place
+		if row.kind == tpm.Kind {
+			example += " or tpm:unix:PATH"
+		}
+		return wrong("%.100q: write %s, with an absolute path", text, example)
 	}
 	s := spec{kind: row.kind, place: place, options: map[string]string{}}
 	for pair := range strings.SplitSeq(query, "&") {
@@ -150,7 +154,7 @@ func kindNames() []string {
 		}
 		names = append(names, name)
 	}
-	return names
+	return append(names, specShares)
 }
 
 // location is the spec with lasting options alone, as parseSpec reads it.

@@ -59,9 +59,13 @@ type Error struct {
 	Message      string // for people, never a secret
 	RetryAfterMS uint64 // 0: no hint
 	SafeToRetry  bool   // the operation had no effect
-	BackendState string // health of the device, for class backend
+	BackendState string // state of the device, for errors of one; BackendCounter for those of the keystore's counter
 	DetailID     string // number of the audit entry that tells more
+	Remedy       string // for people: what to do about it, or empty
 }
+
+// BackendCounter is the BackendState of errors of the counter that the keystore is bound to.
+const BackendCounter = "counter"
 
 // Error returns the message with the code before it.
 func (e *Error) Error() string { return fmt.Sprintf("%s: %s", e.Code, e.Message) }

@@ -92,6 +92,7 @@ func (m *Error) fields(f *fields) {
 	f.bool("safe_to_retry", &m.SafeToRetry)
 	f.text("backend_state", &m.BackendState, maxText)
 	f.str("detail_id", &m.DetailID, maxWord)
+	f.text("remedy", &m.Remedy, maxText)
 }
 
 func (m *Status) fields(f *fields) {
