@@ -6,7 +6,6 @@ import (
 	_ "crypto/sha256" // linked in for crypto.Hash
 	_ "crypto/sha512"
 	"errors"
-	"slices"
 
 	"github.com/google/go-tpm/tpm2"
 
@@ -139,6 +138,10 @@ func (a algorithm) template(usages []keyspec.Usage) (tpm2.TPMTPublic, error) {
 func (t *TPM) Mechanisms(ctx context.Context) ([]enclave.Mechanism, error) {
 	return call(ctx, t, func(d *device) ([]enclave.Mechanism, error) {
 		var list []enclave.Mechanism
+		has, err := d.algorithms()
+		if err != nil {
+			return nil, err
+		}
 		for _, a := range algorithms {
 			template, err := a.template(a.usages())
 			if err != nil {
@@ -158,11 +161,7 @@ func (t *TPM) Mechanisms(ctx context.Context) ([]enclave.Mechanism, error) {
 					if !s.fits(a) || (s.alg == tpm2.TPMAlgOAEP) != (u == keyspec.Decrypt) {
 						continue
 					}
-					ok, err := d.has(tpm2.TPMAlgID(s.id), s.alg)
-					if err != nil {
-						return nil, err
-					}
-					if ok {
+					if has[tpm2.TPMAlgID(s.id)] && has[s.alg] {
 						m.Schemes = append(m.Schemes, s.name)
 					}
 				}
@@ -188,20 +187,24 @@ func (a algorithm) usages() []keyspec.Usage {
 	return []keyspec.Usage{keyspec.Sign}
 }
 
-// has reports whether the TPM has all the algorithms.
-func (d *device) has(ids ...tpm2.TPMAlgID) (bool, error) {
-	for _, id := range ids {
-		answer, err := tpm2.GetCapability{Capability: tpm2.TPMCapAlgs, Property: uint32(id), PropertyCount: 1}.Execute(d)
+// algorithms asks the TPM for all that it has.
+func (d *device) algorithms() (map[tpm2.TPMAlgID]bool, error) {
+	has := make(map[tpm2.TPMAlgID]bool)
+	for next := uint32(0); ; {
+		answer, err := tpm2.GetCapability{Capability: tpm2.TPMCapAlgs, Property: next, PropertyCount: 254}.Execute(d)
 		if err != nil {
-			return false, err
+			return nil, err
 		}
 		list, err := answer.CapabilityData.Data.Algorithms()
 		if err != nil {
-			return false, err
+			return nil, err
 		}
-		if !slices.ContainsFunc(list.AlgProperties, func(p tpm2.TPMSAlgProperty) bool { return p.Alg == id }) {
-			return false, nil
+		for _, p := range list.AlgProperties {
+			has[p.Alg] = true
+			next = max(next, uint32(p.Alg)+1)
+		}
+		if !answer.MoreData || len(list.AlgProperties) == 0 {
+			return has, nil
 		}
 	}
-	return true, nil
 }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"crypto"
 	"crypto/ecdsa"
-	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
@@ -35,36 +34,11 @@ const (
 // An approval does not expire: a machine that is taken back to an approved state, with its old software, opens again.
 type Approval struct {
 	PCRs      []int
-	Policy    []byte // what PCRPolicy gives for the PCRs and their values
+	Policy    []byte // what TPM2_PolicyPCR gives for the PCRs and their values
 	Key       []byte // fingerprint of the signer: SHA-256 of the RSAPublicKey (RFC 8017), or of the uncompressed point
 	Signature []byte // over Policy, by RSASSA-PKCS1-v1_5 with SHA-256 or by ECDSA with SHA-256 in DER
 
 	selected pcrs
-}
-
-// SignApproval approves of the PCRs having these values. It is what the one who makes the updates runs, away from the machine.
-func SignApproval(signer crypto.Signer, list []int, values [][]byte) (Approval, error) {
-	if _, err := signerPublic(signer.Public()); err != nil {
-		return Approval{}, fmt.Errorf("signer of PCRs: %w", err)
-	}
-	policy, err := PCRPolicy(list, values)
-	if err != nil {
-		return Approval{}, err
-	}
-	id, err := fingerprint(signer.Public())
-	if err != nil {
-		return Approval{}, err
-	}
-	digest := sha256.Sum256(policy)
-	signature, err := signer.Sign(rand.Reader, digest[:], crypto.SHA256)
-	if err != nil {
-		return Approval{}, err
-	}
-	selected, err := newPCRs(list)
-	if err != nil {
-		return Approval{}, err
-	}
-	return Approval{PCRs: selected.list(), Policy: policy, Key: id, Signature: signature, selected: selected}, nil
 }
 
 // fingerprint is how systemd-measure names a key.
@@ -95,19 +69,6 @@ type wireApproval struct {
 }
 
 const bank = "sha256"
-
-// MarshalApprovals writes a file of approvals.
-func MarshalApprovals(list []Approval) ([]byte, error) {
-	wire := make([]wireApproval, 0, len(list))
-	for _, a := range list {
-		wire = append(wire, wireApproval{a.PCRs, hex.EncodeToString(a.Key), hex.EncodeToString(a.Policy), a.Signature})
-	}
-	b, err := json.Marshal(map[string][]wireApproval{bank: wire})
-	if err == nil && (len(b) > maxApprovalFile || len(list) > maxApprovals) {
-		err = errors.New("too many approvals for one file")
-	}
-	return b, err
-}
 
 // ParseApprovals reads a file of approvals of at most 64 KiB. It returns those for the SHA-256 bank; it does not check signatures.
 func ParseApprovals(file []byte) ([]Approval, error) {
@@ -204,16 +165,4 @@ func (a Approval) signature(keyType tpm2.TPMAlgID) (*tpm2.TPMTSignature, error) 
 	return &tpm2.TPMTSignature{SigAlg: tpm2.TPMAlgECDSA, Signature: tpm2.NewTPMUSignature(tpm2.TPMAlgECDSA,
 		&tpm2.TPMSSignatureECC{Hash: tpm2.TPMAlgSHA256,
 			SignatureR: tpm2.TPM2BECCParameter{Buffer: leftPad(r, 32)}, SignatureS: tpm2.TPM2BECCParameter{Buffer: leftPad(s, 32)}})}, nil
-}
-
-// Verify reports whether the approval was signed by the key.
-func (a Approval) Verify(signer crypto.PublicKey) bool {
-	digest := sha256.Sum256(a.Policy)
-	switch k := signer.(type) {
-	case *ecdsa.PublicKey:
-		return ecdsa.VerifyASN1(k, digest[:], a.Signature)
-	case *rsa.PublicKey:
-		return rsa.VerifyPKCS1v15(k, crypto.SHA256, digest[:], a.Signature) == nil
-	}
-	return false
 }

@@ -2,7 +2,6 @@ package tpm
 
 import (
 	"bytes"
-	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -97,24 +96,6 @@ func pcrDigest(values [][]byte) []byte {
 	return h.Sum(nil)
 }
 
-// PCRPolicy is the policy digest that an approval signs: that PCRs of the SHA-256 bank have these values, of 32 bytes each in ascending
-// order of the PCRs (TPM2_PolicyPCR from an empty policy, TPM 2.0 part 3 section 23.7).
-func PCRPolicy(list []int, values [][]byte) ([]byte, error) {
-	p, err := newPCRs(list)
-	if err != nil {
-		return nil, err
-	}
-	if p == 0 || len(values) != len(list) {
-		return nil, errors.New("give one value for each PCR, and at least one PCR")
-	}
-	for _, v := range values {
-		if len(v) != sha256.Size {
-			return nil, fmt.Errorf("PCR value of %d bytes", len(v))
-		}
-	}
-	return p.policy(values)
-}
-
 func (p pcrs) policy(values [][]byte) ([]byte, error) {
 	calculator, err := tpm2.NewPolicyCalculator(tpm2.TPMAlgSHA256)
 	if err != nil {
@@ -124,15 +105,6 @@ func (p pcrs) policy(values [][]byte) ([]byte, error) {
 		return nil, err
 	}
 	return calculator.Hash().Digest, nil
-}
-
-// PCRs reads the PCRs of the SHA-256 bank, in ascending order.
-func (t *TPM) PCRs(ctx context.Context, list []int) ([][]byte, error) {
-	p, err := newPCRs(list)
-	if err != nil {
-		return nil, unsupported("%v", err)
-	}
-	return call(ctx, t, func(d *device) ([][]byte, error) { return d.readPCRs(p) })
 }
 
 // readPCRs reads the selected PCRs. A TPM answers with at most eight at a time, and tells which.

@@ -14,7 +14,7 @@ const (
 	maxWaiting     = 64               // operations that wait for their turn; more are told that it is busy
 	waitTime       = 30 * time.Second // that one waits at most
 	slowAnswer     = 2 * time.Second  // after which one that gave up tells the others
-	probeTime      = 2 * time.Second  // that a device gets to say whether it is still there
+	probeTime      = 2 * time.Second  // that somebody waits for a device to say whether it is still there
 	probePause     = time.Second      // after which one that did not is asked again
 	mechanismsLife = time.Minute
 )
@@ -42,7 +42,7 @@ func (g *gates) of(d *Device) *gate {
 // gate lets as many operations to a device at a time as it works on, and none to one that does not answer.
 //
 // Invariant: an operation that the device has not answered in time makes the next ones fail at once, but for one that asks, until the
-// device has shown within probeTime that it is there. So a device that hangs costs one wait, and not one for each who asks.
+// device has shown that it is there. So a device that hangs costs one wait, and not one for each who asks.
 type gate struct {
 	location string
 
@@ -114,7 +114,7 @@ func (g *gate) unanswered(after time.Duration) {
 }
 
 // probe asks a device that did not answer whether it is back. One does that at a time, and not more often than every probePause; the
-// others are told that it is not.
+// others are told that it is not. A device that is slow may take longer to answer than the one who asks waits: it is used again then.
 func (g *gate) probe(ctx context.Context, e enclave.Enclave) error {
 	g.mu.Lock()
 	silent, wait := g.silent, g.probing || time.Since(g.probed) < probePause
@@ -128,15 +128,27 @@ func (g *gate) probe(ctx context.Context, e enclave.Enclave) error {
 	case wait:
 		return g.absent()
 	}
-	ctx, cancel := context.WithTimeout(ctx, probeTime)
-	defer cancel()
-	e.Health(ctx)
-	answered := ctx.Err() == nil
-	g.mu.Lock()
-	g.probing, g.silent, g.probed = false, !answered, time.Now()
-	g.mu.Unlock()
-	if answered {
-		return nil
+	answered := make(chan bool, 1)
+	go func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), deviceTime)
+		defer cancel()
+		e.Health(ctx)
+		ok := ctx.Err() == nil
+		g.mu.Lock()
+		g.probing, g.silent, g.probed = false, !ok, time.Now()
+		g.mu.Unlock()
+		answered <- ok
+	}()
+	limit := time.NewTimer(probeTime)
+	defer limit.Stop()
+	select {
+	case ok := <-answered:
+		if ok {
+			return nil
+		}
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-limit.C:
 	}
 	return g.absent()
 }

@@ -738,3 +738,30 @@ func TestRotateIntoAnotherDevice(t *testing.T) {
 		t.Errorf("%+v, %v", v, err)
 	}
 }
+
+// TestSlowDevice: a device that takes longer to say how it is than anybody waits is used again all the same, when it has said so.
+func TestSlowDevice(t *testing.T) {
+	t.Parallel()
+	h, k := newResidentHouse(t)
+	h.createResident("APP/k", keyspec.ECDSAP256)
+	d, err := h.devices.Device(t.Context(), keyspec.HSM, "hsm", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.gates.of(&d).unanswered(slowAnswer)
+	slow := make(chan struct{})
+	k.set(func() { k.hang = slow })
+	_, err = h.sign(h.app, "APP/k", "message")
+	want(t, "while it thinks", err, enclave.ErrAbsent)
+	close(slow)
+	for began := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+		_, err := h.sign(h.app, "APP/k", "message")
+		if err == nil {
+			break
+		}
+		want(t, "after that", err, enclave.ErrAbsent)
+		if time.Since(began) > 2*time.Second {
+			t.Fatal("it is not used again")
+		}
+	}
+}
