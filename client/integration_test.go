@@ -36,46 +36,20 @@ import (
 	"github.com/kmsd-project/kmsd/client"
 	"github.com/kmsd-project/kmsd/client/packet"
 	"github.com/kmsd-project/kmsd/keystore/keyspec"
+	"github.com/kmsd-project/kmsd/kmsd/programs"
 )
 
 // The tests of this file run against a real daemon, which they build.
 
-var binaries struct {
-	once sync.Once
-	dir  string
-	err  error
-}
+var binaries = programs.New("kmsd", "enclave/keyring/kmsd-keyring")
 
 func TestMain(m *testing.M) {
 	code := m.Run()
 	if shared.daemon != nil {
 		shared.daemon.kill()
 	}
-	if binaries.dir != "" {
-		os.RemoveAll(binaries.dir)
-	}
+	binaries.Remove()
 	os.Exit(code)
-}
-
-// build returns the directory with kmsd and kmsd-keyring.
-func build(t testing.TB) string {
-	t.Helper()
-	binaries.once.Do(func() {
-		binaries.dir, binaries.err = os.MkdirTemp("", "kmsd-client-test")
-		if binaries.err != nil {
-			return
-		}
-		for name, source := range map[string]string{"kmsd": "../kmsd", "kmsd-keyring": "../enclave/keyring/kmsd-keyring"} {
-			if out, err := exec.Command("go", "build", "-buildvcs=false", "-o", filepath.Join(binaries.dir, name), source).CombinedOutput(); err != nil {
-				binaries.err = fmt.Errorf("build %s: %w\n%s", name, err, out)
-				return
-			}
-		}
-	})
-	if binaries.err != nil {
-		t.Fatal(binaries.err)
-	}
-	return binaries.dir
 }
 
 // daemon is a kmsd with a keystore of its own.
@@ -87,11 +61,11 @@ type daemon struct {
 
 func newDaemon(t testing.TB) *daemon {
 	t.Helper()
-	dir, err := os.MkdirTemp(build(t), "d")
+	dir, err := os.MkdirTemp(binaries.Dir(t), "d")
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &daemon{bin: build(t), state: filepath.Join(dir, "state"), runtime: filepath.Join(dir, "run")}
+	d := &daemon{bin: binaries.Dir(t), state: filepath.Join(dir, "state"), runtime: filepath.Join(dir, "run")}
 	init := exec.Command(filepath.Join(d.bin, "kmsd"), "init", "--state-dir", d.state, "--no-recovery", "--enclave", "keyring:file")
 	init.Env = append(os.Environ(), "XDG_RUNTIME_DIR="+dir)
 	if out, err := init.CombinedOutput(); err != nil {

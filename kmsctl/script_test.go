@@ -20,37 +20,24 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/kmsd-project/kmsd/enclave/tpm/swtpmtest"
+	"github.com/kmsd-project/kmsd/kmsd/programs"
 )
 
-// bin is the directory of the binaries under test. They are built as they are shipped.
-var bin string
+// binaries are the programs under test, as they are shipped.
+var binaries = programs.New("kmsd", "kmsctl", "enclave/keyring/kmsd-keyring")
 
 func TestMain(m *testing.M) {
-	os.Exit(func() int {
-		dir, err := os.MkdirTemp("", "kmsd-bin-")
-		if err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
-		defer os.RemoveAll(dir)
-		bin = dir
-		return m.Run()
-	}())
+	code := m.Run()
+	binaries.Remove()
+	os.Exit(code)
 }
 
-// build builds the three programs once, when the first test needs them.
+// bin is their directory, once build was called.
+var bin string
+
 func build(t *testing.T) {
 	t.Helper()
-	if _, err := os.Stat(filepath.Join(bin, "kmsd")); err == nil {
-		return
-	}
-	cmd := exec.Command("go", "build", "-trimpath",
-		"-ldflags", "-s -w -X runtime.godebugDefault=clobberfree=1,x509negativeserial=1 -X main.version=test", "-o", bin+"/",
-		"../kmsd", "../kmsctl", "../enclave/keyring/kmsd-keyring")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOEXPERIMENT=runtimesecret", "GOFLAGS=-buildvcs=false")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build: %v\n%s", err, out)
-	}
+	bin = binaries.Dir(t)
 }
 
 // TestScripts runs the real programs through testdata/script. OpenSSL is the judge from outside; it must be there.

@@ -28,7 +28,7 @@ func TestMain(m *testing.M) {
 		os.Exit(command(os.Args[1:]))
 	}
 	code := m.Run()
-	removeBinaries()
+	binaries.Remove()
 	os.Exit(code)
 }
 

@@ -23,47 +23,16 @@ import (
 	"github.com/kmsd-project/kmsd/enclave/recovery"
 	"github.com/kmsd-project/kmsd/keystore"
 	"github.com/kmsd-project/kmsd/keystore/secmem"
+	"github.com/kmsd-project/kmsd/kmsd/programs"
 )
 
-// builtIn is the directory of buildBinaries, once it has run.
-var builtIn string
-
-// buildBinaries builds the real programs once, for all tests of init. The directory is for everybody to enter, as /usr/bin is.
-var buildBinaries = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "kmsd-init-test")
-	if err != nil {
-		return "", err
-	}
-	builtIn = dir
-	for name, pkg := range map[string]string{"kmsd": ".", "kmsd-keyring": "../enclave/keyring/kmsd-keyring", "kmsd-pkcs11": "../enclave/pkcs11/kmsd-pkcs11"} {
-		// As the Makefile does it: what is freed is overwritten.
-		build := exec.Command("go", "build", "-ldflags", "-X runtime.godebugDefault=clobberfree=1,x509negativeserial=1", "-o", filepath.Join(dir, name), pkg)
-		build.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if name == "kmsd-pkcs11" { // loads what is written in C
-			build.Env = append(build.Env, "CGO_ENABLED=1")
-		}
-		if out, err := build.CombinedOutput(); err != nil {
-			return dir, fmt.Errorf("build %s: %w\n%s", name, err, out)
-		}
-	}
-	return dir, os.Chmod(dir, 0o755)
-})
-
-// removeBinaries is called after all tests.
-func removeBinaries() {
-	if builtIn != "" {
-		os.RemoveAll(builtIn)
-	}
-}
+// binaries are the real programs.
+var binaries = programs.New("kmsd", "enclave/keyring/kmsd-keyring", "enclave/pkcs11/kmsd-pkcs11")
 
 // program returns the path of a real kmsd with its helper beside it.
 func program(t *testing.T) string {
 	t.Helper()
-	dir, err := buildBinaries()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return filepath.Join(dir, "kmsd")
+	return filepath.Join(binaries.Dir(t), "kmsd")
 }
 
 // tokenEnv is how the programs find the software token of a test that has one.

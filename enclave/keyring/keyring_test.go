@@ -9,7 +9,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -18,34 +17,16 @@ import (
 	"github.com/kmsd-project/kmsd/enclave/enclavetest"
 	"github.com/kmsd-project/kmsd/enclave/helper"
 	"github.com/kmsd-project/kmsd/enclave/keyring"
+	"github.com/kmsd-project/kmsd/kmsd/programs"
 )
 
-// builtIn is the directory with the real helper program, once binaries was called.
-var builtIn string
-
-// binaries builds the real helper program once.
-var binaries = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "kmsd-keyring-test")
-	if err != nil {
-		return "", err
-	}
-	builtIn = dir
-	build := exec.Command("go", "build", "-o", filepath.Join(dir, "kmsd-keyring"), "./kmsd-keyring")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build kmsd-keyring: %w\n%s", err, out)
-	}
-	return dir, nil
-})
+// binaries are the real helper program, and a fake of the Secret Service.
+var binaries = programs.New("enclave/keyring/kmsd-keyring", "enclave/keyring/testdata/fakesecrets")
 
 // program returns the path of the real helper program.
 func program(t *testing.T) string {
 	t.Helper()
-	dir, err := binaries()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return filepath.Join(dir, "kmsd-keyring")
+	return filepath.Join(binaries.Dir(t), "kmsd-keyring")
 }
 
 func TestMain(m *testing.M) {
@@ -57,9 +38,7 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	code := m.Run()
-	if builtIn != "" {
-		os.RemoveAll(builtIn)
-	}
+	binaries.Remove()
 	if left := children(); len(left) > 0 {
 		fmt.Fprintf(os.Stderr, "processes left behind: %v\n", left)
 		code = 1

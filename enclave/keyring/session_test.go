@@ -8,7 +8,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -122,10 +121,7 @@ func (d *desktop) autologin() {
 func (d *desktop) fake(mode string) {
 	d.t.Helper()
 	d.stopService()
-	path, err := fakeSecrets()
-	if err != nil {
-		d.t.Fatal(err)
-	}
+	path := filepath.Join(binaries.Dir(d.t), "fakesecrets")
 	d.service = d.start("", path, mode)
 	d.until("the fake is there", func() bool {
 		return strings.Contains(d.ask("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus.NameHasOwner", "string:org.freedesktop.secrets"), "boolean true")
@@ -162,21 +158,6 @@ func (d *desktop) secretTool(stdin string, arguments ...string) {
 		d.t.Fatalf("secret-tool %q: %v", arguments, err)
 	}
 }
-
-// fakeSecrets builds the fake once.
-var fakeSecrets = sync.OnceValues(func() (string, error) {
-	dir, err := binaries()
-	if err != nil {
-		return "", err
-	}
-	path := filepath.Join(dir, "fakesecrets")
-	build := exec.Command("go", "build", "-o", path, "./testdata/fakesecrets")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build fakesecrets: %w\n%s", err, out)
-	}
-	return path, nil
-})
 
 // adopt makes orphans of our children ours, so that what is left behind can be seen.
 func adopt() error { return unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) }

@@ -5,49 +5,31 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/kmsd-project/kmsd/enclave"
 	"github.com/kmsd-project/kmsd/enclave/helper"
 	"github.com/kmsd-project/kmsd/enclave/pkcs11"
 	"github.com/kmsd-project/kmsd/enclave/pkcs11/pkcs11test"
+	"github.com/kmsd-project/kmsd/kmsd/programs"
 )
 
 var aad = enclave.SlotAAD([16]byte{11})
 
-// builtIn is the directory with what the tests compile, once they did.
-var builtIn string
-
-// binaries builds the real helper program once.
-var binaries = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "kmsd-pkcs11-test")
-	if err != nil {
-		return "", err
-	}
-	builtIn = dir
-	build := exec.Command("go", "build", "-o", filepath.Join(dir, "kmsd-pkcs11"), "./kmsd-pkcs11")
-	build.Env = append(os.Environ(), "CGO_ENABLED=1")
-	if out, err := build.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build kmsd-pkcs11: %w\n%s", err, out)
-	}
-	return dir, nil
-})
+// binaries are the real helper program.
+var binaries = programs.New("enclave/pkcs11/kmsd-pkcs11")
 
 func TestMain(m *testing.M) {
 	if len(os.Args) == 3 && os.Args[1] == "spawner" {
 		os.Exit(helper.RunSpawner(os.Args[2]))
 	}
 	code := m.Run()
-	if builtIn != "" {
-		os.RemoveAll(builtIn)
-	}
+	binaries.Remove()
 	os.Exit(code)
 }
 
@@ -66,10 +48,8 @@ func newSoftHSM(t *testing.T) *softHSM {
 
 func (h *softHSM) startSpawner(t *testing.T) {
 	t.Helper()
-	dir, err := binaries()
-	if err != nil {
-		t.Fatal(err)
-	}
+	dir := binaries.Dir(t)
+	var err error
 	if h.spawner, err = helper.StartSpawner(helper.SpawnerConfig{Command: []string{"/proc/self/exe", "spawner", dir}}); err != nil {
 		t.Fatal(err)
 	}
@@ -173,10 +153,7 @@ func (s *stub) calls(t *testing.T, function string) int {
 // helpers returns the processes of the helper program.
 func helpers(t *testing.T) []int {
 	t.Helper()
-	dir, err := binaries()
-	if err != nil {
-		t.Fatal(err)
-	}
+	dir := binaries.Dir(t)
 	all, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
 		t.Fatal(err)
