@@ -28,6 +28,7 @@ import (
 	"github.com/kmsd-project/kmsd/keystore/durable"
 	"github.com/kmsd-project/kmsd/keystore/secmem"
 	"github.com/kmsd-project/kmsd/kmsd/audit"
+	"github.com/kmsd-project/kmsd/kmsd/engine"
 )
 
 const (
@@ -182,6 +183,9 @@ func (c *initCommand) run(ctx context.Context) error {
 		return err
 	}
 	done = true
+	if err := beginAudit(c.stateDir, store, log); err != nil {
+		enrolled.warnings = append(enrolled.warnings, fmt.Sprintf("the audit log is begun at the first unlocking only: %v", err))
+	}
 	c.report(conf.Mode, store, enrolled.warnings)
 	return store.Close()
 }
@@ -248,6 +252,16 @@ func (c *initCommand) checkFree() error {
 
 // auditDir is the directory of the audit log in the state directory.
 const auditDir = "audit"
+
+// beginAudit gives the audit log the key of the keystore, which is open, so that what is refused before the first unlocking can be recorded.
+func beginAudit(stateDir string, s *keystore.Store, log *slog.Logger) error {
+	a, err := audit.Open(audit.Config{Dir: filepath.Join(stateDir, auditDir), Log: log})
+	if err != nil {
+		return err
+	}
+	e := engine.New(engine.Config{Store: s, Audit: a, Log: log})
+	return errors.Join(e.Unlocked(), a.Close())
+}
 
 // foreignAudit refuses to make a keystore beside the audit log of another one: it could not be used, since only the keystore
 // that a log was begun with can go on with it.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -44,7 +45,8 @@ type slotKeeper struct {
 	store atomic.Pointer[keystore.Store] // where resident keys find the devices of slots; nil while there is none
 
 	mu     sync.Mutex
-	tested map[[16]byte]bool // slots, by UUID, that gave their secret back since the start of kmsd
+	tested map[[16]byte]bool           // slots, by UUID, that gave their secret back since the start of kmsd
+	failed map[[16]byte]enclave.Health // those that did not, for a reason that their device does not show by itself
 }
 
 // newSlotKeeper returns a keeper. keyringState is the state directory of the file backend of the keyring.
@@ -63,6 +65,7 @@ func newSlotKeeper(c config, keyringState string, arena *secmem.Arena, dialer he
 		attend:  c.Unlock.Unattended != nil && !*c.Unlock.Unattended,
 		offers:  offers(c.Mode),
 		tested:  map[[16]byte]bool{},
+		failed:  map[[16]byte]enclave.Health{},
 	}
 }
 
@@ -116,6 +119,29 @@ func (k *slotKeeper) remember(uuid [16]byte) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.tested[uuid] = true
+}
+
+// outcome notes how the device of a slot took an attempt, until one succeeds. That a token was initialised anew under its old serial number, or that a PCR has
+// changed, shows in nothing else.
+func (k *slotKeeper) outcome(uuid [16]byte, err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	switch {
+	case err == nil:
+		delete(k.failed, uuid)
+	case errors.Is(err, enclave.ErrReplaced):
+		k.failed[uuid] = enclave.Health{State: enclave.Replaced, Detail: err.Error()}
+	case errors.Is(err, enclave.ErrCorrupt), errors.Is(err, enclave.ErrPolicy):
+		k.failed[uuid] = enclave.Health{State: enclave.Misconfigured, Detail: err.Error()}
+	}
+}
+
+// lastFailure is what outcome noted, if that still stands.
+func (k *slotKeeper) lastFailure(uuid [16]byte) (enclave.Health, bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	h, ok := k.failed[uuid]
+	return h, ok
 }
 
 // hasTested reports whether a slot that no update can shut was opened since kmsd was started.

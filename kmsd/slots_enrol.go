@@ -216,6 +216,9 @@ func (n *enrolment) enrolDevice(ctx context.Context, text, label string, pin []b
 	} else {
 		e, err = k.devices.at(s.location(), "")
 	}
+	if err != nil && hintOf(err) == "" {
+		err = hinted{err, "kmsctl slot add --help tells how a device is named"}
+	}
 	if err != nil {
 		return err
 	}

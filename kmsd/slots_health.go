@@ -37,6 +37,9 @@ func (k *slotKeeper) health(ctx context.Context, slot keystore.Slot) enclave.Hea
 		return enclave.Health{State: enclave.Misconfigured, Detail: err.Error()}
 	}
 	h := e.Health(ctx)
+	if last, failed := k.lastFailure(slot.UUID); failed && (h.State == enclave.Ready || h.State == enclave.Locked) {
+		return last
+	}
 	switch {
 	case h.State == enclave.Ready && slot.Kind != recovery.Kind && slot.Binding != e.Info().Binding:
 		return enclave.Health{State: enclave.Replaced, Detail: "this is not the device that was enrolled; open the store with the recovery key and enrol this one"}

@@ -28,6 +28,9 @@ func TestHSMSlot(t *testing.T) {
 	d := startReal(t, dir)
 	s := d.status()
 	slot := s.Slots[0]
+	if d.slots()[0].ID != slot.ID { // recorded, though the keystore was never open in this log's time
+		t.Errorf("slots %+v", d.slots())
+	}
 	if s.State != "locked" || slot.Kind != "pkcs11" || slot.Binding == "" || !strings.Contains(slot.Location, "serial="+slot.Binding) || strings.Contains(slot.Location, pkcs11test.PIN) {
 		t.Fatalf("%+v", s)
 	}
@@ -87,6 +90,14 @@ func TestHSMSlot(t *testing.T) {
 	putBack()
 	time.Sleep(lookAgain)
 	d.ask(proto.OpSign, &proto.Sign{Key: "app/hsm", Data: []byte("x")}, &proto.SignReply{})
+	// Initialised anew, the token has its old label and serial number: only an attempt shows that it is another one.
+	d.ask(proto.OpLock, &proto.Empty{}, &proto.Empty{})
+	token.InitialiseAgain(t)
+	time.Sleep(lookAgain)
+	d.refused(proto.OpUnlock, &proto.Unlock{Slot: slot.ID, Secret: []byte(pkcs11test.PIN)}, proto.CodeReplaced)
+	if h := d.slots()[0]; h.Health != "replaced" || h.Detail == "" {
+		t.Errorf("slot %+v", h)
+	}
 	text, err := os.ReadFile(key)
 	must(t, err)
 	d.ask(proto.OpLock, &proto.Empty{}, &proto.Empty{})

@@ -231,7 +231,7 @@ func TestLockedWhenTheDeviceIsGone(t *testing.T) {
 		want   error
 		health enclave.HealthState
 	}{
-		{func(r *slotRig) { r.machine.Clear() }, enclave.ErrCorrupt, enclave.Ready},
+		{func(r *slotRig) { r.machine.Clear() }, enclave.ErrCorrupt, enclave.Misconfigured},
 		{func(r *slotRig) {
 			r.machine.SetFaults(enclavetest.Faults{Unwrap: enclave.ErrReplaced, Health: enclave.Replaced})
 		}, enclave.ErrReplaced, enclave.Replaced},

@@ -77,6 +77,9 @@ func TestTPMSlot(t *testing.T) {
 			changed = enclave.ErrPolicy
 		}
 		r.opens(t, s, attempt{}, changed)
+		if h := r.list(t.Context(), s)[0].Health; (h.State == enclave.Ready) != (changed == nil) {
+			t.Errorf("health %+v after a change of PCR 7", h)
+		}
 		r.opens(t, s, attempt{Auth: enclave.Auth{Secret: key}}, nil)
 
 		must(t, machine.Clear())

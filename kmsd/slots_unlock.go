@@ -234,6 +234,7 @@ func (k *slotKeeper) open(ctx context.Context, slot keystore.Slot, a enclave.Aut
 	ctx, cancel := withPrompt(ctx, slot.Kind)
 	defer cancel()
 	secmem.Do(func() { err = e.Unwrap(ctx, slot.Blob, enclave.SlotAAD(slot.UUID), a, secret.Bytes()) })
+	k.outcome(slot.UUID, err)
 	if err != nil {
 		secret.Free()
 		return nil, fmt.Errorf("slot %d (%s): %w", slot.ID, slot.Kind, err)
