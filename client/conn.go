@@ -44,7 +44,8 @@ type conn struct {
 	out      []byte          // frames for the next write
 	spare    []byte          // its other buffer
 	hole     proto.Hole      // what belongs into the writer's own frame without a copy
-	bodies   [][]byte        // buffers for large frames
+	streams  int             // that are open
+	bodies   [][]byte        // buffers for their large frames
 
 	// Owned by the reader.
 	in      []byte   // received bytes,
@@ -520,12 +521,21 @@ func (cn *conn) takeBody(size int) []byte {
 	return make([]byte, 0, size)
 }
 
-// recycle takes the memory of an answer that nobody looks at any more.
+// recycle takes the memory of an answer that nobody looks at any more, for as long as a stream is open.
 func (cn *conn) recycle(frame []byte) {
 	cn.mu.Lock()
 	defer cn.mu.Unlock()
-	if cap(frame) > largeFrame && len(cn.bodies) < maxBodies && cn.err == nil {
+	if cap(frame) > largeFrame && len(cn.bodies) < maxBodies && cn.streams > 0 {
 		cn.bodies = append(cn.bodies, frame)
+	}
+}
+
+// countStreams counts a stream that was opened, 1, or has ended, -1.
+func (cn *conn) countStreams(n int) {
+	cn.mu.Lock()
+	defer cn.mu.Unlock()
+	if cn.streams += n; cn.streams == 0 {
+		cn.bodies = nil
 	}
 }
 
@@ -592,7 +602,6 @@ func (cn *conn) end(err error, batch uint64, n int) {
 	cn.err = err
 	cn.over.Store(true)
 	cn.watch.Stop()
-	cn.bodies = nil
 	_ = cn.nc.Close()
 	for id, cl := range cn.pending {
 		delete(cn.pending, id)

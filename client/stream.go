@@ -81,6 +81,7 @@ func (c *Client) tryStream(ctx context.Context, begin *proto.StreamBegin) (*stre
 		window = min(window, n)
 	}
 	ctx, cancel := context.WithCancel(ctx)
+	cn.countStreams(1)
 	return &stream{
 		ctx: ctx, cancel: cancel, conn: cn, id: reply.Stream, head: reply.Data, size: size, window: window,
 		output: func(answered) error { return nil },
@@ -151,9 +152,8 @@ func (s *stream) finish() ([]byte, error) {
 	}
 	var reply proto.StreamData
 	err := s.conn.call(s.ctx, proto.OpStreamFinish, &proto.StreamRef{Stream: s.id}, &reply, nil)
-	s.cancel()
+	s.end(err)
 	if err != nil {
-		s.err = streamError(err)
 		return nil, s.err
 	}
 	s.err = errStreamOver
@@ -167,14 +167,20 @@ func (s *stream) abort(err error) error {
 	if s.err != nil {
 		return s.err
 	}
-	s.err = streamError(err)
-	s.cancel()
+	s.end(err)
 	s.settle()
 	s.flying = nil
 	if s.conn.post(proto.OpStreamAbort, &proto.StreamRef{Stream: s.id}) == nil {
 		go func() { _ = s.conn.flush() }()
 	}
 	return s.err
+}
+
+// end ends the stream, on this side, with err.
+func (s *stream) end(err error) {
+	s.err = streamError(err)
+	s.cancel()
+	s.conn.countStreams(-1)
 }
 
 // streamError makes an error final: a stream cannot be repeated, so its request was as good as sent.
