@@ -66,9 +66,10 @@ var law = map[string][]string{
 		"keystore/secmem", "client/ciphertext", "enclave", "enclave/helper", "enclave/keyfile", "enclave/keyring", "enclave/pkcs11", "enclave/recovery", "enclave/tpm", "golang.org/x/sys/unix",
 		"golang.org/x/term", "github.com/pelletier/go-toml/v2", "github.com/coreos/go-systemd/v22/daemon",
 		"github.com/coreos/go-systemd/v22/activation", "filippo.io/age"},
-	"kmsd/bench":    {},
-	"kmsd/programs": {}, // for tests only: what tests run
-	"packaging":     {},
+	"kmsd/bench":                    {},
+	"kmsd/programs":                 {}, // for tests only: what tests run
+	"kmsd/mechanism/wycheprooftest": {},
+	"packaging":                     {},
 
 	// The library and the tool of the outside.
 	"client": {"client/ciphertext", "client/jose", "client/packet", "ipc/proto", "keystore/keyspec", "golang.org/x/crypto/ssh"},

@@ -18,13 +18,13 @@ import (
 	"errors"
 	"math/big"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/kmsd-project/kmsd/client/packet"
+	"github.com/kmsd-project/kmsd/kmsd/mechanism/wycheprooftest"
 )
 
 // keyHolder signs and unwraps with a key in this process.
@@ -398,28 +398,6 @@ func (k jwk) private(t testing.TB) *rsa.PrivateKey {
 	return key
 }
 
-// wycheproofModule is read as a downloaded directory, as in kmsd/mechanism.
-const wycheproofModule = "github.com/c2sp/wycheproof@v0.0.0-20260902155932-3fa63dd0344a"
-
-func wycheproof(t *testing.T, name string, to any) {
-	t.Helper()
-	output, err := exec.Command("go", "mod", "download", "-json", wycheproofModule).Output()
-	var module struct{ Dir string }
-	if err == nil {
-		err = json.Unmarshal(output, &module)
-	}
-	if err != nil || module.Dir == "" {
-		t.Fatalf("the vectors cannot be downloaded: %v", err)
-	}
-	b, err := os.ReadFile(filepath.Join(module.Dir, "testvectors_v1", name))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := json.Unmarshal(b, to); err != nil {
-		t.Fatal(err)
-	}
-}
-
 func TestWycheproofSignatures(t *testing.T) {
 	var file struct {
 		TestGroups []struct {
@@ -432,7 +410,7 @@ func TestWycheproofSignatures(t *testing.T) {
 			}
 		}
 	}
-	wycheproof(t, "json_web_signature_test.json", &file)
+	wycheprooftest.Read(t, "json_web_signature_test.json", &file)
 	valid, invalid := 0, 0
 	for _, g := range file.TestGroups {
 		if g.Public.Kty != "RSA" && g.Public.Kty != "EC" {
@@ -480,7 +458,7 @@ func TestWycheproofEncryption(t *testing.T) {
 			}
 		}
 	}
-	wycheproof(t, "json_web_encryption_test.json", &file)
+	wycheprooftest.Read(t, "json_web_encryption_test.json", &file)
 	valid, invalid := 0, 0
 	for _, g := range file.TestGroups {
 		if g.Private.Kty != "RSA" || g.Private.Alg != algOAEP {

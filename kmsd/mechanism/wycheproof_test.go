@@ -11,29 +11,13 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/kmsd-project/kmsd/keystore/keyspec"
+	"github.com/kmsd-project/kmsd/kmsd/mechanism/wycheprooftest"
 )
-
-// wycheproofModule is read as a downloaded directory: importing it would embed its 109 MB into the test binary.
-const wycheproofModule = "github.com/c2sp/wycheproof@v0.0.0-20260902155932-3fa63dd0344a"
-
-// wycheproofDir returns the directory of the vectors and fails the test when they cannot be had.
-func wycheproofDir(t *testing.T) string {
-	t.Helper()
-	output, err := exec.Command("go", "mod", "download", "-json", wycheproofModule).Output()
-	var module struct{ Dir, Error string }
-	if json.Unmarshal(output, &module) != nil || module.Dir == "" {
-		t.Fatalf("download %s: %v %s", wycheproofModule, err, module.Error)
-	}
-	return filepath.Join(module.Dir, "testvectors_v1")
-}
 
 // wycheproof names every file that is run for a row. A file may serve several rows. The key wrap files belong to the AES
 // rows, which wrap with AES-KWP.
@@ -143,21 +127,14 @@ type vector struct {
 func (v *vector) is(flag string) bool { return slices.Contains(v.Flags, flag) }
 
 func TestWycheproof(t *testing.T) {
-	dir := wycheproofDir(t)
 	for _, w := range wycheproof {
 		t.Run(w.file, func(t *testing.T) {
 			if w.heavy && (testing.Short() || raceEnabled) {
 				t.Skip("too slow for a short run, and for the race detector, which has nothing to find in pure arithmetic")
 			}
 			t.Parallel()
-			data, err := os.ReadFile(filepath.Join(dir, w.file+"_test.json"))
-			if err != nil {
-				t.Fatal(err)
-			}
 			v := &vectors{name: w.file, row: lookup(t, w.rows[0])}
-			if err := json.Unmarshal(data, v); err != nil {
-				t.Fatal(err)
-			}
+			wycheprooftest.Read(t, w.file+"_test.json", v)
 			total := 0
 			for _, g := range v.TestGroups {
 				total += len(g.Tests)
