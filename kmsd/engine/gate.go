@@ -103,11 +103,8 @@ func (g *gate) enter(ctx context.Context, d *Device) (leave func(), err error) {
 	return leave, nil
 }
 
-// unanswered is told of an operation that ended before the device answered.
-func (g *gate) unanswered(after time.Duration) {
-	if after < slowAnswer {
-		return
-	}
+// unanswered is told of an operation that the device has not answered in time, or for longer than somebody waited who waited for a while.
+func (g *gate) unanswered() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.silent, g.mechanisms = true, nil
@@ -130,7 +127,7 @@ func (g *gate) probe(ctx context.Context, e enclave.Enclave) error {
 	}
 	answered := make(chan bool, 1)
 	go func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), deviceTime)
+		ctx, cancel := context.WithTimeout(context.Background(), deviceTime)
 		defer cancel()
 		e.Health(ctx)
 		ok := ctx.Err() == nil

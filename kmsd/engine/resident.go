@@ -214,12 +214,15 @@ type deviceKey struct {
 }
 
 // Do implements mechanism.Device.
-func (k *deviceKey) Do(r mechanism.Request) (out []byte, err error) {
-	op := enclave.Op{Usage: r.Usage, Scheme: r.Scheme, Input: r.Input, Digest: r.Digest, Nonce: r.Nonce, AAD: r.AAD, Bound: k.bound}
-	err = k.use.inDevice(&k.device, deviceTime, func(ctx context.Context) error {
-		out, err = k.device.Resident.Do(ctx, k.blob, op, nil)
-		return err
-	})
+func (k *deviceKey) Do(r mechanism.Request) ([]byte, error) {
+	// The operation may outlast its caller, whose bytes are used again then.
+	op := enclave.Op{Usage: r.Usage, Scheme: r.Scheme, Input: bytes.Clone(r.Input), Digest: r.Digest, Nonce: bytes.Clone(r.Nonce),
+		AAD: bytes.Clone(r.AAD), Bound: k.bound}
+	resident, blob := k.device.Resident, k.blob
+	out, err := inDevice(k.use, &k.device, deviceTime, func(ctx context.Context) ([]byte, error) {
+		defer clear(op.Input)
+		return resident.Do(ctx, blob, op, nil)
+	}, func(out []byte) { clear(out) })
 	switch {
 	case errors.Is(err, enclave.ErrDecryption):
 		return nil, mechanism.ErrDecryption
@@ -229,25 +232,64 @@ func (k *deviceKey) Do(r mechanism.Request) (out []byte, err error) {
 	return out, err
 }
 
-// inDevice calls f when the device has time for it. f returns when its context is done.
-func (u *use) inDevice(d *Device, limit time.Duration, f func(context.Context) error) error {
+// inDevice returns what f does with a device, when that has time for it. f gets limit for that, however little time the caller has: what is
+// under way in hardware cannot be called back, and a helper that is called back kills it and its login with it. If the caller leaves before,
+// the result goes to drop. f must not use what belongs to the caller.
+func inDevice[T any](u *use, d *Device, limit time.Duration, f func(context.Context) (T, error), drop func(T)) (T, error) {
+	type answer struct {
+		value    T
+		err      error
+		panicked any
+	}
+	var none T
 	g := u.gates.of(d)
 	leave, err := g.enter(u.ctx, d)
 	if err != nil {
-		return err
+		return none, err
 	}
-	defer leave()
-	ctx, cancel := context.WithTimeout(u.ctx, limit)
-	defer cancel()
-	began := time.Now()
-	err = f(ctx)
-	if err != nil && ctx.Err() != nil {
-		g.unanswered(time.Since(began))
-		if u.ctx.Err() == nil {
-			return noAnswer(limit)
+	done, left := make(chan answer), make(chan struct{})
+	defer close(left)
+	log, panics := u.log, &u.panics
+	go func() {
+		var a answer
+		ctx, cancel := context.WithTimeout(context.Background(), limit)
+		func() {
+			defer func() { a.panicked = recover() }()
+			a.value, a.err = f(ctx)
+		}()
+		if a.err != nil && ctx.Err() != nil {
+			g.unanswered()
+			a.err = noAnswer(limit)
 		}
+		cancel()
+		leave()
+		select {
+		case done <- a:
+		case <-left:
+			if a.panicked != nil {
+				panics.Add(1)
+				text, stack := DescribePanic(a.panicked)
+				log.Error("a device's driver panicked", "panic", text, "stack", stack)
+			}
+			if a.err == nil {
+				drop(a.value)
+			}
+		}
+		Scrub()
+	}()
+	began := time.Now()
+	select {
+	case a := <-done:
+		if a.panicked != nil {
+			panic(a.panicked) // where it is recovered, counted and recorded
+		}
+		return a.value, a.err
+	case <-u.ctx.Done():
+		if limit == deviceTime && time.Since(began) >= slowAnswer {
+			g.unanswered()
+		}
+		return none, u.ctx.Err()
 	}
-	return err
 }
 
 // Mechanisms lists what the device that new keys of a protection are made in can do.
@@ -267,14 +309,14 @@ func (u *use) mechanisms(d *Device) (list []enclave.Mechanism, err error) {
 	if list = g.known(time.Now()); list != nil {
 		return list, nil
 	}
-	err = u.inDevice(d, deviceTime, func(ctx context.Context) error {
-		list, err = d.Resident.Mechanisms(ctx)
-		return err
-	})
-	if err == nil {
-		g.learn(list, time.Now())
-	}
-	return list, err
+	resident := d.Resident
+	return inDevice(u, d, deviceTime, func(ctx context.Context) ([]enclave.Mechanism, error) {
+		list, err := resident.Mechanisms(ctx)
+		if err == nil {
+			g.learn(list, time.Now())
+		}
+		return list, err
+	}, func([]enclave.Mechanism) {})
 }
 
 // Can reports whether list has all that keys of an algorithm need for these usages.
@@ -359,28 +401,36 @@ func (u *use) generate(d *Device, row *mechanism.Row, usages []keyspec.Usage, re
 ) (enclave.Blob, error) {
 	spec := enclave.Spec{Algorithm: row.Algorithm, Usages: usages, AAD: boundTo(u.store, ref)}
 	rand.Read(spec.ID[:])
-	var blob enclave.Blob
-	var spki []byte
-	err := u.inDevice(d, generateTime, func(ctx context.Context) (err error) {
+	file = bytes.Clone(file)
+	device, abandon := *d, u.Engine
+	made, err := inDevice(u, d, generateTime, func(ctx context.Context) (made generated, err error) {
+		defer clear(file)
 		if file == nil {
-			blob, spki, err = d.Resident.Generate(ctx, spec)
-			return err
+			made.blob, made.spki, err = device.Resident.Generate(ctx, spec)
+			return made, err
 		}
-		importer, ok := d.Enclave.(enclave.Importer)
+		importer, ok := device.Enclave.(enclave.Importer)
 		if !ok {
-			return fmt.Errorf("%w: the device at %s takes over no keys of other programs", ErrUnsupported, d.Location)
+			return made, fmt.Errorf("%w: the device at %s takes over no keys of other programs", ErrUnsupported, device.Location)
 		}
-		blob, spki, err = importer.Import(ctx, file, nil, spec)
-		return err
-	})
+		made.blob, made.spki, err = importer.Import(ctx, file, nil, spec)
+		return made, err
+	}, func(made generated) { abandon.abandon(&device, made.blob) })
 	if err != nil {
 		return nil, err
 	}
+	blob, spki := made.blob, made.spki
 	err = u.accept(d, row, usages, blob, spki, spec.AAD, f)
 	if err != nil && !errors.Is(err, keystore.ErrStorage) { // after that error the commit may be there after all
 		u.abandon(d, blob)
 	}
 	return blob, err
+}
+
+// generated is what a device gives out for a new key.
+type generated struct {
+	blob enclave.Blob
+	spki []byte
 }
 
 // accept tries a key that a device has made, and has f commit it.
@@ -408,11 +458,11 @@ func (u *use) accept(d *Device, row *mechanism.Row, usages []keyspec.Usage, blob
 
 // abandon has a device destroy a key that no record has any more. That is tidiness, since without its record nobody finds the key: so a
 // failure is only logged.
-func (u *use) abandon(d *Device, blob enclave.Blob) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(u.ctx), abandonTime)
+func (e *Engine) abandon(d *Device, blob enclave.Blob) {
+	ctx, cancel := context.WithTimeout(context.Background(), abandonTime)
 	defer cancel()
 	if err := d.Resident.Destroy(ctx, blob); err != nil {
-		u.log.Warn("a device still holds a key that is destroyed", "device", d.Location, "error", err)
+		e.log.Warn("a device still holds a key that is destroyed", "device", d.Location, "error", err)
 	}
 }
 

@@ -36,8 +36,13 @@ type token struct {
 	replaced bool          // as Health says
 	hang     chan struct{} // calls wait until it is closed, or their context is done
 	asked    atomic.Int64  // operations
-	active   atomic.Int64
-	most     atomic.Int64
+	panics   bool          // Do panics
+
+	finished atomic.Int64 // operations that have ended, well or not
+	made     atomic.Int64 // keys
+
+	active atomic.Int64
+	most   atomic.Int64
 }
 
 func newToken() *token {
@@ -104,6 +109,7 @@ func (k *token) Generate(ctx context.Context, s enclave.Spec) (enclave.Blob, []b
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.keys[string(blob)] = material
+	k.made.Add(1)
 	return blob, spki, nil
 }
 
@@ -111,6 +117,13 @@ func (k *token) Do(ctx context.Context, b enclave.Blob, op enclave.Op, dst []byt
 	k.asked.Add(1)
 	k.most.Store(max(k.most.Load(), k.active.Add(1)))
 	defer k.active.Add(-1)
+	defer k.finished.Add(1)
+	k.mu.Lock()
+	panics := k.panics
+	k.mu.Unlock()
+	if panics {
+		panic("driver")
+	}
 	if err := k.enter(ctx); err != nil {
 		return nil, err
 	}
@@ -748,7 +761,7 @@ func TestSlowDevice(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h.gates.of(&d).unanswered(slowAnswer)
+	h.gates.of(&d).unanswered()
 	slow := make(chan struct{})
 	k.set(func() { k.hang = slow })
 	_, err = h.sign(h.app, "APP/k", "message")
@@ -763,5 +776,56 @@ func TestSlowDevice(t *testing.T) {
 		if time.Since(began) > 2*time.Second {
 			t.Fatal("it is not used again")
 		}
+	}
+}
+
+// TestCallerLeaves: what is under way in a device is not called back when its caller leaves. It is finished, and its result dropped: a key
+// that was made for nobody is destroyed.
+func TestCallerLeaves(t *testing.T) {
+	h, k := newResidentHouse(t)
+	h.createResident("APP/k", keyspec.ECDSAP256)
+	k.finished.Store(0)
+	slow := make(chan struct{})
+	k.set(func() { k.hang = slow })
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	_, _, err := h.Sign(ctx, h.app, ref(t, "APP/k"), "", "", message, nil)
+	want(t, "sign", err, context.DeadlineExceeded)
+	ctx, cancel = context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	_, err = h.Create(ctx, h.app, &NewKey{Name: "APP/late", Algorithm: keyspec.ECDSAP256, Protection: keyspec.HSM}, nil)
+	want(t, "create while the device is busy", err, context.DeadlineExceeded)
+	if n := k.finished.Load(); n != 0 {
+		t.Errorf("%d operations were called back", n)
+	}
+	close(slow)
+	for k.finished.Load() != 1 {
+		time.Sleep(time.Millisecond)
+	}
+	slow = make(chan struct{})
+	k.set(func() { k.hang = slow })
+	ctx, cancel = context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	_, err = h.Create(ctx, h.app, &NewKey{Name: "APP/late", Algorithm: keyspec.ECDSAP256, Protection: keyspec.HSM}, nil)
+	want(t, "create", err, context.DeadlineExceeded)
+	close(slow)
+	for k.made.Load() != 2 || k.count() != 1 {
+		time.Sleep(time.Millisecond)
+	}
+	if _, err := h.sign(h.app, "APP/k", "message"); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestDriverPanics: a panic of a driver is one of its operation, and no more.
+func TestDriverPanics(t *testing.T) {
+	h, k := newResidentHouse(t)
+	h.createResident("APP/k", keyspec.ECDSAP256)
+	k.set(func() { k.panics = true })
+	_, err := h.sign(h.app, "APP/k", "message")
+	want(t, "sign", err, ErrInternal)
+	k.set(func() { k.panics = false })
+	if _, err := h.sign(h.app, "APP/k", "message"); err != nil || h.Panics() != 1 {
+		t.Errorf("%v, %d panics", err, h.Panics())
 	}
 }
