@@ -232,9 +232,7 @@ func scanned(t *testing.T, program string, keys map[string]*canary, looks int) (
 
 // When keys have been idle for a while no byte of them is in the memory of the daemon, as far as root can read it.
 func TestNoKeyBytesInIdleMemory(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Fatal("needs root, to read the memory of the daemon")
-	}
+	asRoot(t)
 	keys := canaries(t)
 	busy, idle := scanned(t, shipped(t, t.TempDir(), true), keys, 20)
 	t.Logf("in use: %v", busy)
@@ -248,9 +246,7 @@ func TestNoKeyBytesInIdleMemory(t *testing.T) {
 
 // The same scan finds keys in a build without runtime/secret and clobberfree, so it would find them in the other.
 func TestScanFindsKeyBytes(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Fatal("needs root, to read the memory of the daemon")
-	}
+	asRoot(t)
 	if testing.Short() {
 		t.Log("the other test has its own control")
 		return

@@ -57,9 +57,7 @@ func countInMemory(t *testing.T, pid int, needle []byte) int {
 
 // After the unlock, the slot secret that came through the helper is nowhere in the daemon.
 func TestSlotSecretLeavesTheMemory(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Fatal("this test reads another process's memory and needs root, as CI has it")
-	}
+	asRoot(t)
 	d, _ := initialised(t)
 	state := filepath.Join(d.dir, "s")
 

@@ -30,16 +30,16 @@ const (
 	strangerUID = 64003
 )
 
-// asRoot fails where a second user cannot be tried though it should.
+// asRoot is for tests that become another user, or look where only root can. It fails where they should run and cannot.
 func asRoot(t *testing.T) {
 	t.Helper()
 	if os.Geteuid() == 0 {
 		return
 	}
 	if os.Getenv("CI") != "" {
-		t.Fatal("this test needs root to become another user")
+		t.Fatal("this test needs root")
 	}
-	t.Skip("needs root to become another user; the continuous integration runs it as root")
+	t.Skip("needs root; the continuous integration runs it as root")
 }
 
 // openTo makes a directory that the daemon's user owns and everybody may pass.

@@ -682,7 +682,10 @@ func TestBackPressure(t *testing.T) {
 // again.
 func TestFullDisk(t *testing.T) {
 	if os.Getuid() != 0 {
-		t.Fatal("needs root, to mount a small file system")
+		if os.Getenv("CI") != "" {
+			t.Fatal("this test needs root, to mount a small file system")
+		}
+		t.Skip("needs root, to mount a small file system; the continuous integration runs it as root")
 	}
 	dir := t.TempDir()
 	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=128k"); err != nil {
