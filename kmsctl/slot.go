@@ -156,15 +156,17 @@ func newSlotRemove(a *app) *cobra.Command {
 			if err := sure.confirm("Slot "+args[0]+" will no longer open this keystore.", args[0]); err != nil {
 				return err
 			}
-			if err := a.call(c.Context(), proto.OpSlotRemove, &proto.SlotRef{ID: id}, &proto.Empty{}); err != nil {
+			var r proto.SlotRemoveReply
+			if err := a.call(c.Context(), proto.OpSlotRemove, &proto.SlotRef{ID: id}, &r); err != nil {
 				var wire *proto.Error
 				if errors.As(err, &wire) && wire.Code == proto.CodeState {
 					err = withHint(err, "add another one first: kmsctl slot add recovery")
 				}
 				return err
 			}
-			return a.print(map[string]any{"removed": id}, func(io.Writer) {
+			return a.print(map[string]any{"removed": id, "warnings": orEmpty(r.Warnings)}, func(w io.Writer) {
 				a.say("slot %d removed, the root key was rotated; older backups can still be opened through it", id)
+				writeWarnings(w, r.Warnings)
 			})
 		},
 	}, proto.OpSlotRemove)

@@ -57,8 +57,10 @@ type daemon struct {
 
 	turn       sync.Mutex // held by init, lock and unlock, so that phase and keystore say the same
 	healing    healing
-	pin        storePin // the only keystore to be opened
-	weaknesses []string // of this build, for status
+	attempts   sync.WaitGroup  // to unlock, that requests have caused
+	life       context.Context // ends with the last request
+	pin        storePin        // the only keystore to be opened
+	weaknesses []string        // of this build, for status
 }
 
 // run is the daemon from start to stop: spawner -> runtime and state directory -> memory -> audit -> policy -> engine -> keystore
@@ -141,11 +143,12 @@ func run(ctx context.Context, c config, reread func() (config, error), log *slog
 	defer func() { <-opening }() // which ends with ctx
 	defer cancel()
 	background, stop := context.WithCancel(context.WithoutCancel(ctx)) // to the end of the last request
+	d.life = background
 	over := make(chan struct{})
 	watched := make(chan struct{})
 	go func() { d.engine.Run(background); close(over) }()
 	go func() { d.watchMedium(background); close(watched) }()
-	defer func() { stop(); <-over; <-watched }()
+	defer func() { stop(); <-over; <-watched; d.attempts.Wait() }()
 
 	d.dispatcher.open(operations(), engine.Scrub)
 	defer d.dispatcher.close()

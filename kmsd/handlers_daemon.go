@@ -332,7 +332,15 @@ func handleSlotRemove(c *call) (proto.Message, error) {
 	}
 	defer wipe(in.Secret, in.Shares)
 	d := c.daemon
-	return nil, c.change("", func() error { return d.slots.remove(c.ctx, d.store.Load(), in.ID) })
+	reply := &proto.SlotRemoveReply{}
+	err = c.change(fmt.Sprintf("slot %d", in.ID), func() (err error) {
+		reply.Warnings, err = d.slots.remove(c.ctx, d.store.Load(), in.ID)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return reply, nil
 }
 
 func handleSlotTest(c *call) (proto.Message, error) {

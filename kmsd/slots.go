@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -144,12 +145,12 @@ func (k *slotKeeper) lastFailure(uuid [16]byte) (enclave.Health, bool) {
 	return h, ok
 }
 
-// hasTested reports whether a slot that no update can shut was opened since kmsd was started.
+// hasTested reports whether a slot that neither an update nor the loss of the TPM can shut was opened since kmsd was started.
 func (k *slotKeeper) hasTested(s *keystore.Store) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for _, slot := range s.Slots() {
-		if k.tested[slot.UUID] && !mayStopToOpen(slot) {
+		if k.tested[slot.UUID] && slot.Kind != tpm.Kind {
 			return true
 		}
 	}
@@ -159,54 +160,63 @@ func (k *slotKeeper) hasTested(s *keystore.Store) bool {
 // errNoWayBack refuses slots that an update may shut where nothing else would open the store then.
 func errNoWayBack(detail string) error {
 	return hinted{fmt.Errorf("%w: an update of firmware or system changes PCRs and shuts this slot, and %s", errSpec, detail),
-		"prove with kmsctl slot test that another slot opens, such as that of the recovery key"}
+		"prove with kmsctl slot test that a slot outside of the TPM opens, such as that of the recovery key"}
 }
 
 // remove takes a slot out of the keystore, which gives the store another root key and begins another epoch, and finishes that epoch.
 // When the epoch cannot be finished now, the slot is gone all the same and a later rotation goes on with it.
-func (k *slotKeeper) remove(ctx context.Context, s *keystore.Store, id uint32) error {
+// The warnings say what is left behind.
+func (k *slotKeeper) remove(ctx context.Context, s *keystore.Store, id uint32) (warnings []string, err error) {
 	slot, err := slotByID(s, id)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	fixed, moving := 0, 0
 	for _, other := range s.Slots() {
 		switch {
 		case other.ID == id:
+		case other.Kind != tpm.Kind:
+			fixed++
 		case mayStopToOpen(other):
 			moving++
-		default:
-			fixed++
 		}
 	}
 	if moving > 0 && fixed == 0 {
-		return errNoWayBack("slot " + fmt.Sprint(id) + " is the only other one")
+		return nil, errNoWayBack(fmt.Sprintf("slot %d is the only one outside of the TPM", id))
 	}
 	if err := s.RemoveSlot(ctx, slot.ID); err != nil {
-		return err
+		return nil, err
 	}
-	if e, err := k.guard(slot); err == nil {
-		k.forget(ctx, e, slot.Blob)
+	e, err := k.guard(slot)
+	if err == nil {
+		err = k.forget(ctx, e, slot.Blob)
+	}
+	if err != nil {
+		warnings = append(warnings, fmt.Sprintf("the device still holds what belonged to the slot; it opens nothing any more: %v", err))
+	}
+	if _, resident := e.(enclave.Resident); resident && !slices.ContainsFunc(s.Slots(), func(other keystore.Slot) bool { return other.Location == slot.Location }) {
+		warnings = append(warnings, "there is no other slot of this device: keys that are resident in it may need one, or a line under [devices] in the configuration")
 	}
 	k.drop(slot)
 	k.unbind(ctx, s)
 	if err := s.RotateEpoch(ctx, nil); err != nil {
-		k.log.Warn("a slot was removed, but the key table is still to be sealed again", "slot", id, "error", err)
+		warnings = append(warnings, fmt.Sprintf("the key table is still to be sealed again (kmsctl store rotate-epoch): %v", err))
 	}
-	return nil
+	for _, w := range warnings {
+		k.log.Warn(w, "slot", id)
+	}
+	return warnings, nil
 }
 
-// forget removes what a device holds for a blob. It is tidiness, so a failure is only logged.
-func (k *slotKeeper) forget(ctx context.Context, e enclave.Enclave, b enclave.Blob) {
+// forget removes what a device holds for a blob. It is tidiness, so a failure is no more than something to be told.
+func (k *slotKeeper) forget(ctx context.Context, e enclave.Enclave, b enclave.Blob) error {
 	f, ok := e.(enclave.Forgetter)
 	if !ok {
-		return
+		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), healthTimeout)
 	defer cancel()
-	if err := f.Forget(ctx, b); err != nil {
-		k.log.Warn("a device still holds the item of a slot that is gone", "error", err)
-	}
+	return f.Forget(ctx, b)
 }
 
 // test finds out whether a slot would open the store, and changes nothing.

@@ -288,7 +288,7 @@ func (n *enrolment) enrol(ctx context.Context, e enclave.Enclave, s spec, label 
 		err = &enclave.Error{Kind: enclave.ErrMisconfigured, Detail: "the device does not give back what it was given"}
 	}
 	if err != nil {
-		n.keeper.forget(ctx, e, blob)
+		n.forget(ctx, e, blob)
 		return fmt.Errorf("try the new slot of %s: %w", s.kind, err)
 	}
 	info := e.Info()
@@ -304,12 +304,18 @@ func (n *enrolment) enrol(ctx context.Context, e enclave.Enclave, s spec, label 
 // abort lets the devices forget the slots, which have not become part of a keystore.
 func (n *enrolment) abort(ctx context.Context) {
 	for i, s := range n.slots {
-		n.keeper.forget(ctx, n.guards[i], s.Blob)
+		n.forget(ctx, n.guards[i], s.Blob)
 	}
 	for _, text := range n.recovery {
 		clear(text)
 	}
 	n.recovery = nil
+}
+
+func (n *enrolment) forget(ctx context.Context, e enclave.Enclave, b enclave.Blob) {
+	if err := n.keeper.forget(ctx, e, b); err != nil {
+		n.keeper.log.Warn("a device still holds the item of a slot that never came to be", "error", err)
+	}
 }
 
 // close wipes the slot secrets and closes the drivers that were opened for the enrolment.

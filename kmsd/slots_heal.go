@@ -13,8 +13,9 @@ import (
 )
 
 const (
-	healEvery = time.Second     // between two attempts that requests cause
-	healTime  = 2 * time.Second // for one
+	healEvery = time.Second      // between two attempts that requests cause
+	healWait  = 2 * time.Second  // of a request for one
+	healTime  = 30 * time.Second // for one, since a TPM may take a second for a command
 
 	watchEvery = time.Second // how often a medium is looked for that must not be pulled
 )
@@ -114,7 +115,7 @@ func (d *daemon) watchMedium(ctx context.Context) {
 
 // look asks the device of a slot how it is, for a moment.
 func (d *daemon) look(ctx context.Context, slot keystore.Slot) enclave.Health {
-	ctx, cancel := context.WithTimeout(ctx, healTime)
+	ctx, cancel := context.WithTimeout(ctx, healthTimeout)
 	defer cancel()
 	return d.slots.health(ctx, slot)
 }
@@ -124,16 +125,28 @@ func (d *daemon) mayHeal() bool {
 	return phase(d.phase.Load()) == phaseLocked && d.store.Load() != nil && d.healing.due(time.Now())
 }
 
-// heal tries the slots that need nobody and no PIN. It does not wait for others who are at it, and may be waiting for a person.
+// heal tries the slots that need nobody and no PIN. It does not wait for others who are at it, and may be waiting for a person. An attempt that
+// takes long goes on without the request that caused it, for the next one.
 func (d *daemon) heal(ctx context.Context) {
 	if !d.turn.TryLock() {
 		return
 	}
-	defer d.turn.Unlock()
-	ctx, cancel := context.WithTimeout(ctx, healTime)
-	defer cancel()
-	if err := d.unlockUnattended(ctx, onUse); err != nil {
-		d.log.Debug("the keystore stays locked", "reason", err)
+	over := make(chan struct{})
+	d.attempts.Go(func() {
+		defer close(over)
+		defer d.turn.Unlock()
+		limited, cancel := context.WithTimeout(d.life, healTime)
+		defer cancel()
+		if err := d.unlockUnattended(limited, onUse); err != nil {
+			d.log.Debug("the keystore stays locked", "reason", err)
+		}
+	})
+	wait := time.NewTimer(healWait)
+	defer wait.Stop()
+	select {
+	case <-over:
+	case <-wait.C:
+	case <-ctx.Done():
 	}
 }
 

@@ -89,6 +89,12 @@ func (r *slotRig) add(ctx context.Context, s *keystore.Store, p addParams) (keys
 	return slot, n.recovery, err
 }
 
+// remove removes a slot.
+func (r *slotRig) remove(ctx context.Context, s *keystore.Store, id uint32) error {
+	_, err := r.slotKeeper.remove(ctx, s, id)
+	return err
+}
+
 // store makes a keystore and returns it with the text of its recovery key.
 func (r *slotRig) store(t *testing.T, p initParams) (*keystore.Store, []byte) {
 	t.Helper()

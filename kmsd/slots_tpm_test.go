@@ -3,6 +3,9 @@ package main
 import (
 	"bytes"
 	"errors"
+	"fmt"
+	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -183,6 +186,12 @@ func TestPCRSlotNeedsAWayBack(t *testing.T) {
 	if _, _, err := r.create(t.Context(), r.config, initParams{Enclave: spec + "?pcrs=7", NoRecovery: true}); !errors.Is(err, errSpec) || hintOf(err) == "" {
 		t.Fatal(err)
 	}
+	// A slot in the same TPM is no way back: what clears the TPM shuts both.
+	plain := newSlotRig(t)
+	alone, _ := plain.store(t, initParams{Enclave: spec, NoRecovery: true})
+	if _, _, err := plain.add(t.Context(), alone, addParams{Enclave: spec + "?pcrs=7"}); !errors.Is(err, errSpec) || hintOf(err) == "" {
+		t.Fatal(err)
+	}
 	s, key := r.store(t, initParams{Enclave: recovery.Kind})
 	clear(r.tested) // as if kmsd had been started again
 	if _, _, err := r.add(t.Context(), s, addParams{Enclave: spec + "?pcrs=7"}); !errors.Is(err, errSpec) || hintOf(err) == "" {
@@ -304,6 +313,65 @@ func TestDeviceComesBack(t *testing.T) {
 	d.ask(proto.OpSign, &proto.Sign{Key: "app/key", Data: []byte("x")}, &proto.SignReply{})
 	must(t, machine.PowerOn())
 	d.ask(proto.OpSlotTest, &proto.SlotRef{ID: 1}, &proto.Empty{})
+}
+
+// A TPM that is slow, as real ones are, is used again too: the attempt goes on when the request that has caused it cannot wait any more.
+func TestSlowDeviceComesBack(t *testing.T) {
+	t.Parallel()
+	d, machine, _ := initedWithTPM(t)
+	d.conn.Close()
+	d.stop()
+	slow := machine.Path() + ".slow"
+	config := filepath.Join(d.dir, "kmsd.toml")
+	must(t, os.WriteFile(config, fmt.Appendf(nil, "[devices.moved]\n\"tpm:unix:%s\" = \"tpm:unix:%s\"\n", machine.Path(), slow), 0o600))
+	p := newReal(t, d.dir, "--config", config).start().ready()
+	d = &realDaemon{process: p, conn: bound(t, p.admin), last: 10}
+	if s := d.status(); s.State != "locked" || s.LockReason != "absent" {
+		t.Fatalf("%+v", s)
+	}
+	l, err := net.Listen("unix", slow)
+	must(t, err)
+	defer l.Close()
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go delay(conn, machine.Path(), 150*time.Millisecond)
+		}
+	}()
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(200 * time.Millisecond) {
+		s := d.status()
+		if s.State == "ready" {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%+v", s)
+		}
+	}
+}
+
+// delay passes everything on, each command after a while.
+func delay(conn net.Conn, path string, wait time.Duration) {
+	defer conn.Close()
+	tpm, err := net.Dial("unix", path)
+	if err != nil {
+		return
+	}
+	defer tpm.Close()
+	go io.Copy(conn, tpm)
+	buffer := make([]byte, 4096)
+	for {
+		n, err := conn.Read(buffer)
+		if err != nil {
+			return
+		}
+		time.Sleep(wait)
+		if _, err := tpm.Write(buffer[:n]); err != nil {
+			return
+		}
+	}
 }
 
 // The TPM loses its power in the middle of a test of its slot, again and again: each request has an answer, and the next one works.

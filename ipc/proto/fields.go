@@ -546,6 +546,10 @@ func (m *SlotRef) fields(f *fields) {
 	f.bins("shares", &m.Shares, maxShares, maxSecret)
 }
 
+func (m *SlotRemoveReply) fields(f *fields) {
+	f.texts("warnings", &m.Warnings, MaxWarnings, maxWarning)
+}
+
 func (m *ProgressReply) fields(f *fields) {
 	f.u64("records", &m.Records)
 	f.texts("damaged", &m.Damaged, MaxFindings, maxFinding)

@@ -566,6 +566,9 @@ type SlotRef struct {
 	Shares [][]byte // recovery shares
 }
 
+// SlotRemoveReply says what is left behind.
+type SlotRemoveReply struct{ Warnings []string }
+
 // ProgressReply is the outcome of a long act on the whole store.
 type ProgressReply struct {
 	Records  uint64

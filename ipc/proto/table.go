@@ -78,7 +78,7 @@ func Bodies() []Body {
 
 		body[Empty, SlotListReply](OpSlotList),
 		body[SlotAdd, SlotAddReply](OpSlotAdd),
-		body[SlotRef, Empty](OpSlotRemove),
+		body[SlotRef, SlotRemoveReply](OpSlotRemove),
 		body[SlotRef, Empty](OpSlotTest),
 		body[Empty, ProgressReply](OpRootRotate),
 		body[Empty, ProgressReply](OpEpochRotate),
