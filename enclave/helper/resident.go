@@ -3,6 +3,7 @@ package helper
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/kmsd-project/kmsd/enclave"
 	"github.com/kmsd-project/kmsd/ipc/proto"
@@ -19,13 +20,24 @@ const (
 // does not announce those, their methods fail with ErrUnsupported.
 //
 // Calls of Generate and Do run at once in the helper, as many as the driver can work on; more wait here, so that one that is given up
-// while it waits disturbs nobody.
+// while it waits disturbs nobody. One that is given up later is let finish: the device works on, nobody is told the result, and its turn ends
+// with it.
 //
 // A login ends with the process of the helper. It is not repeated, since no PIN is kept.
 type Resident struct{ *Enclave }
 
+// How long a device may take, in the end: hardware takes seconds for an operation, and minutes to find the primes of a key.
+const (
+	useTime      = 30 * time.Second
+	generateTime = 5 * time.Minute
+)
+
 // NewResident returns the enclave. The helper is started by the first call that needs it.
-func NewResident(d Dialer, c Config) *Resident { return &Resident{New(d, c)} }
+func NewResident(d Dialer, c Config) *Resident {
+	e := New(d, c)
+	e.patience = patience{use: useTime, generate: generateTime}
+	return &Resident{e}
+}
 
 // Generate is enclave.Resident.Generate.
 func (r *Resident) Generate(ctx context.Context, s enclave.Spec) (blob enclave.Blob, spki []byte, err error) {

@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"errors"
+	"net"
 	"os"
 	"strconv"
 	"strings"
@@ -30,12 +31,17 @@ var (
 )
 
 // testResident is the fake device with resident keys, in the process of the helper.
-type testResident struct{ *enclavetest.Resident }
+type testResident struct {
+	*enclavetest.Resident
+	generate time.Duration // what Generate takes, and nothing else goes on meanwhile
+	serial   sync.Mutex
+}
 
 func newTestResident(key [32]byte, params map[string]string) *testResident {
 	parallel, _ := strconv.Atoi(params["parallel"])
 	wait, _ := time.ParseDuration(params["wait"])
-	return &testResident{&enclavetest.Resident{Memory: enclavetest.MemoryOf(key, params["pin"]), Parallel: parallel, Wait: wait}}
+	generate, _ := time.ParseDuration(params["generate"])
+	return &testResident{Resident: &enclavetest.Resident{Memory: enclavetest.MemoryOf(key, params["pin"]), Parallel: parallel, Wait: wait}, generate: generate}
 }
 
 // Info tells the process of the driver, and how many calls of Do it saw at once.
@@ -45,12 +51,27 @@ func (d *testResident) Info() enclave.Info {
 	return info
 }
 
+func (d *testResident) Health(ctx context.Context) enclave.Health {
+	d.serial.Lock()
+	defer d.serial.Unlock()
+	return d.Memory.Health(ctx)
+}
+
+func (d *testResident) Generate(ctx context.Context, s enclave.Spec) (enclave.Blob, []byte, error) {
+	d.serial.Lock()
+	defer d.serial.Unlock()
+	time.Sleep(d.generate)
+	return d.Resident.Generate(ctx, s)
+}
+
 func (d *testResident) Do(ctx context.Context, b enclave.Blob, op enclave.Op, dst []byte) ([]byte, error) {
 	switch string(op.AAD) {
 	case "hang":
 		select {} // not even the context helps
 	case "die":
 		os.Exit(3)
+	case "late":
+		time.Sleep(700 * time.Millisecond) // in a device that does not stop for anybody
 	case "slow":
 		<-ctx.Done()
 		return nil, ctx.Err()
@@ -277,23 +298,128 @@ func TestHelperKilledInDo(t *testing.T) {
 	}
 }
 
+// A device that hangs is given up after the time that a device may take, whatever its callers wanted.
 func TestHangInDo(t *testing.T) {
 	r := newResident(t, startSpawner(t), "parallel", "2")
+	r.patience = patience{use: time.Second, generate: time.Second}
 	b, _ := generate(t, r, keyspec.ECDSAP256)
 	first, _ := strconv.Atoi(r.Info().Binding)
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
 	start := time.Now()
-	if _, err := r.Do(ctx, b, enclave.Op{Usage: keyspec.Sign, AAD: []byte("hang")}, nil); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("%v", err)
+	for range 2 {
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		if _, err := r.Do(ctx, b, enclave.Op{Usage: keyspec.Sign, AAD: []byte("hang")}, nil); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("%v", err)
+		}
+		cancel()
 	}
 	if took := time.Since(start); took > grace {
-		t.Errorf("a call with 50 ms took %v", took)
+		t.Errorf("two calls with 50 ms took %v", took)
+	}
+	// Both turns are taken by what hangs. This one waits for the end of it, and the next has another helper.
+	if _, err := r.Do(t.Context(), b, enclave.Op{Usage: keyspec.Sign, Input: []byte("m"), Bound: bound}, nil); !errors.Is(err, enclave.ErrAbsent) {
+		t.Errorf("meanwhile: %v", err)
+	}
+	if took := time.Since(start); took < 900*time.Millisecond || took > 4*time.Second {
+		t.Errorf("the helper was given up after %v", took)
 	}
 	if _, err := r.Do(t.Context(), b, enclave.Op{Usage: keyspec.Sign, Input: []byte("m"), Bound: bound}, nil); err != nil {
 		t.Fatalf("next call: %v", err)
 	}
 	gone(t, first)
+}
+
+// A device that is merely slow keeps its helper, and so the login, whatever the deadlines of the callers; and what it works on keeps its turn.
+func TestSlowDeviceKeepsItsHelper(t *testing.T) {
+	r := newResident(t, startSpawner(t), "pin", "1234")
+	if err := r.Login(t.Context(), enclave.Auth{Secret: []byte("1234")}); err != nil {
+		t.Fatal(err)
+	}
+	b, _ := generate(t, r, keyspec.ECDSAP256)
+	first := r.Info().Binding
+	short := func(op enclave.Op, limit time.Duration) error {
+		ctx, cancel := context.WithTimeout(t.Context(), limit)
+		defer cancel()
+		_, err := r.Do(ctx, b, op, nil)
+		return err
+	}
+	op := enclave.Op{Usage: keyspec.Sign, Input: []byte("m"), Bound: bound}
+	late := enclave.Op{Usage: keyspec.Sign, Input: []byte("m"), Bound: bound, AAD: []byte("late")}
+	start := time.Now()
+	if err := short(late, 20*time.Millisecond); !errors.Is(err, context.DeadlineExceeded) {
+		t.Error(err)
+	}
+	for range 100 { // while the device is at work, and with deadlines that pass anywhere
+		if err := short(op, time.Millisecond); !errors.Is(err, context.DeadlineExceeded) {
+			t.Error(err)
+		}
+	}
+	if _, err := r.Do(t.Context(), b, op, nil); err != nil { // when it has its turn
+		t.Error(err)
+	}
+	if took := time.Since(start); took < 600*time.Millisecond {
+		t.Errorf("the device was given more to do after %v", took)
+	}
+	for i := range 300 {
+		if err := short(op, time.Duration(i)*time.Microsecond); err != nil && !errors.Is(err, context.DeadlineExceeded) {
+			t.Error(err)
+		}
+	}
+	if _, err := r.Do(t.Context(), b, op, nil); err != nil || r.Info().Binding != first {
+		t.Errorf("helper %s became %s, %v", first, r.Info().Binding, err)
+	}
+}
+
+// While a device makes a key it may do nothing else. A look at its health must not end that.
+func TestGenerationOutlivesQuestions(t *testing.T) {
+	r := newResident(t, startSpawner(t), "generate", "1500ms")
+	r.patience = patience{use: 300 * time.Millisecond, generate: 20 * time.Second}
+	if h := r.Health(t.Context()); h.State != enclave.Ready {
+		t.Fatalf("health %+v", h)
+	}
+	first := r.Info().Binding
+	done := make(chan error, 1)
+	go func() {
+		_, _, err := r.Generate(t.Context(), enclave.Spec{Algorithm: keyspec.ECDSAP256})
+		done <- err
+	}()
+	time.Sleep(50 * time.Millisecond)
+	for range 2 * maxAsked {
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+		if h := r.Health(ctx); h.State != enclave.Ready || !strings.Contains(h.Detail, "busy") {
+			t.Errorf("health of a device at work: %+v", h)
+		}
+		cancel()
+	}
+	if err := <-done; err != nil {
+		t.Errorf("generate: %v", err)
+	}
+	if h := r.Health(t.Context()); h.State != enclave.Ready || h.Detail != "" || r.Info().Binding != first {
+		t.Errorf("health %+v, helper %s became %s", h, first, r.Info().Binding)
+	}
+}
+
+// A device that is slow to open is opened once, not again for each caller that gives up.
+func TestSlowOpeningIsNotBegunAnew(t *testing.T) {
+	opens := 0
+	e := NewResident(pipe{func(c *net.UnixConn) {
+		opens++
+		time.Sleep(300 * time.Millisecond)
+		answerOpen(t, c)
+	}}, Config{Kind: "pkcs11"})
+	defer e.Close()
+	for range 5 {
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+		if _, err := e.Mechanisms(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Error(err)
+		}
+		cancel()
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	e.Health(ctx) // answered by nobody, but by then it is open
+	if opens != 1 {
+		t.Errorf("opened %d times", opens)
+	}
 }
 
 // A driver that cannot go on says why first, and then the process ends.

@@ -150,7 +150,7 @@ func encodeInfo(e enclave.Enclave) proto.HelperInfo {
 	}
 	if r, ok := e.(enclave.Resident); ok {
 		h.Features = append(h.Features, proto.HelperResident)
-		h.MaxParallel = uint32(min(max(r.MaxParallel(), 1), maxInFlight))
+		h.MaxParallel = uint32(min(max(r.MaxParallel(), 1), maxParallel))
 	}
 	if _, ok := e.(enclave.Session); ok {
 		h.Features = append(h.Features, proto.HelperSession)
