@@ -461,7 +461,14 @@ func (u *use) accept(d *Device, row *mechanism.Row, usages []keyspec.Usage, blob
 func (e *Engine) abandon(d *Device, blob enclave.Blob) {
 	ctx, cancel := context.WithTimeout(context.Background(), abandonTime)
 	defer cancel()
-	if err := d.Resident.Destroy(ctx, blob); err != nil {
+	g := e.gates.of(d)
+	err := g.probe(ctx, d.Enclave)
+	if err == nil {
+		if err = d.Resident.Destroy(ctx, blob); ctx.Err() != nil {
+			g.unanswered()
+		}
+	}
+	if err != nil {
 		e.log.Warn("a device still holds a key that is destroyed", "device", d.Location, "error", err)
 	}
 }
