@@ -193,7 +193,7 @@ func slotRemedy(s proto.Slot, bound bool) string {
 	case "replaced":
 		return "the slot is stale, since this is another device than the one that was enrolled: bring the old one back, or remove the slot and add it again"
 	case "misconfigured":
-		return "the device is there but cannot be used: look into the log of kmsd"
+		return "the device is there but cannot be used, for the reason above: mend that, or remove the slot and add it again: kmsctl slot remove " + number(s.ID)
 	case "locked":
 		return "unlock the device, or give its PIN: kmsctl unlock --slot " + number(s.ID)
 	}

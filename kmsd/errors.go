@@ -76,7 +76,7 @@ var wireErrors = []struct {
 	{enclave.ErrLocked, proto.CodeLocked, proto.ClassState, true, 0, ""},
 	{enclave.ErrAuth, proto.CodeAuthFailed, proto.ClassInput, true, 0, ""},
 	{enclave.ErrLockedOut, proto.CodeLockedOut, proto.ClassBackend, true, 0, ""},
-	{enclave.ErrPolicy, proto.CodeAuthFailed, proto.ClassBackend, true, 0, ""},
+	{enclave.ErrPolicy, proto.CodeMisconfigured, proto.ClassBackend, true, 0, ""},
 	{enclave.ErrAbsent, proto.CodeAbsent, proto.ClassBackend, true, 0, ""},
 	{enclave.ErrReplaced, proto.CodeReplaced, proto.ClassBackend, true, 0, ""},
 	{enclave.ErrCorrupt, proto.CodeDamaged, proto.ClassBackend, true, 0, ""},

@@ -59,7 +59,7 @@ func newSlotKeeper(c config, keyringState string, arena *secmem.Arena, dialer he
 	return &slotKeeper{
 		arena: arena, log: log,
 		devices: newDevices(keyringState, dialer, c.Devices.Moved, log),
-		pins:    newPINs(c.Devices),
+		pins:    newPINs(c.Devices, c.StateDir, log),
 		cache:   cache,
 		homes:   c.Devices,
 		order:   c.Unlock.Order,
@@ -131,9 +131,9 @@ func (k *slotKeeper) outcome(uuid [16]byte, err error) {
 	case err == nil:
 		delete(k.failed, uuid)
 	case errors.Is(err, enclave.ErrReplaced):
-		k.failed[uuid] = enclave.Health{State: enclave.Replaced, Detail: err.Error()}
+		k.failed[uuid] = enclave.Health{State: enclave.Replaced, Detail: inWords(wireError(err))}
 	case errors.Is(err, enclave.ErrCorrupt), errors.Is(err, enclave.ErrPolicy):
-		k.failed[uuid] = enclave.Health{State: enclave.Misconfigured, Detail: err.Error()}
+		k.failed[uuid] = enclave.Health{State: enclave.Misconfigured, Detail: inWords(wireError(err))}
 	}
 }
 

@@ -2,8 +2,11 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,30 +16,41 @@ import (
 	"github.com/kmsd-project/kmsd/enclave"
 	"github.com/kmsd-project/kmsd/enclave/pkcs11"
 	"github.com/kmsd-project/kmsd/enclave/tpm"
+	"github.com/kmsd-project/kmsd/keystore/durable"
 )
 
 // pins are the files with the PINs of devices that shall open without a person. It is safe for concurrent use.
 //
-// Invariant: a PIN that was refused is not tried with the same slot, or with the resident keys of the same kind of device, again until the file is
-// another one, or a person asks for it: a few wrong PINs shut a device for good.
+// Invariant: a PIN that a device has refused is not tried with that device again, by no slot, no resident key and no later start of kmsd, until
+// the file is another one or a person asks for it: a few wrong PINs shut a device for good.
 type pins struct {
-	files map[string]string // by kind of slots
+	files      map[string]string // by kind of slots
+	credential map[string]bool   // kinds whose file systemd makes anew at every start, so that nothing tells whether it is another one
+	memory     string            // path of the file with what was refused; empty to keep it in memory alone
+	log        *slog.Logger
 
 	login sync.Mutex // held while resident keys are logged in to
 
 	mu      sync.Mutex
-	refused map[[16]byte]fileStamp // by UUID of the slot, zero for resident keys
+	refused map[string]fileStamp // by location of the device
 }
 
 // fileStamp tells a file from what was in its place before.
 type fileStamp struct {
-	device, inode uint64
-	changed       syscall.Timespec
-	size          int64
+	Device  uint64 `json:"device"`
+	Inode   uint64 `json:"inode"`
+	Changed int64  `json:"changed"` // nanoseconds since 1970
+	Size    int64  `json:"size"`
 }
 
-func newPINs(c deviceConfig) *pins {
-	p := &pins{files: map[string]string{}, refused: map[[16]byte]fileStamp{}}
+// What was refused is kept in this file of the state directory.
+const (
+	refusedPINs    = "refused-pins.json"
+	maxRefusedPINs = 64 << 10 // bytes
+)
+
+func newPINs(c deviceConfig, stateDir string, log *slog.Logger) *pins {
+	p := &pins{files: map[string]string{}, credential: map[string]bool{}, refused: map[string]fileStamp{}, log: log}
 	for kind, from := range map[string]struct{ file, credential string }{
 		tpm.Kind: {c.TPMPINFile, c.TPMPINCredential}, pkcs11.Kind: {c.HSMPINFile, c.HSMPINCredential},
 	} {
@@ -45,7 +59,22 @@ func newPINs(c deviceConfig) *pins {
 			p.files[kind] = from.file
 		case from.credential != "": // systemd.exec(5), LoadCredential=
 			p.files[kind] = filepath.Join(os.Getenv("CREDENTIALS_DIRECTORY"), from.credential)
+			p.credential[kind] = true
 		}
+	}
+	if stateDir == "" || len(p.files) == 0 {
+		return p
+	}
+	p.memory = filepath.Join(stateDir, refusedPINs)
+	data, err := readTrusted(p.memory, maxRefusedPINs)
+	if err == nil {
+		err = json.Unmarshal(data, &p.refused)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		log.Warn("it is not known which PINs were refused before", "error", err)
+	}
+	if p.refused == nil {
+		p.refused = map[string]fileStamp{}
 	}
 	return p
 }
@@ -80,40 +109,56 @@ func (p *pins) read(kind string) ([]byte, error) {
 	return pin, nil
 }
 
-// readFor is read for an attempt that nobody asked for.
-func (p *pins) readFor(kind string, slot [16]byte) ([]byte, error) {
+// readFor is read for an attempt with the device at a location that nobody asked for.
+func (p *pins) readFor(kind, location string) ([]byte, error) {
 	now, err := p.stamp(kind)
 	p.mu.Lock()
-	before, refused := p.refused[slot]
+	before, refused := p.refused[location]
 	p.mu.Unlock()
 	if err == nil && refused && now == before {
 		return nil, &enclave.Error{Kind: enclave.ErrAuth, Detail: fmt.Sprintf("the PIN in %s was refused before and is not tried again", p.files[kind]),
-			Remedy: "put the right PIN into the file, or ask for another attempt: kmsctl unlock --slot N"}
+			Remedy: "mend the PIN in the configuration, then ask for another attempt: kmsctl unlock --slot N"}
 	}
 	return p.read(kind)
 }
 
-// outcome notes whether the PIN of the file was refused. A person's attempt that works counts for the resident keys too.
-func (p *pins) outcome(kind string, slot [16]byte, err error) {
+// outcome notes whether the device at a location refused the PIN of the file.
+func (p *pins) outcome(kind, location string, err error) {
 	now, statErr := p.stamp(kind)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	delete(p.refused, slot)
-	if err == nil {
-		delete(p.refused, [16]byte{})
+	_, before := p.refused[location]
+	switch {
+	case err == nil && before:
+		delete(p.refused, location)
+	case errors.Is(err, enclave.ErrAuth) && statErr == nil:
+		p.refused[location] = now
+	default:
+		return
 	}
-	if errors.Is(err, enclave.ErrAuth) && statErr == nil {
-		p.refused[slot] = now
+	if p.memory == "" {
+		return
+	}
+	data, err := json.Marshal(p.refused)
+	if err == nil {
+		err = durable.Replace(p.memory, data)
+	}
+	if err != nil {
+		p.log.Warn("after a restart it will not be known which PINs were refused", "error", err)
 	}
 }
 
+// stamp is the same as long as the file is, as far as can be told.
 func (p *pins) stamp(kind string) (fileStamp, error) {
+	if p.credential[kind] {
+		return fileStamp{}, nil
+	}
 	info, err := os.Stat(p.files[kind])
 	if err != nil {
 		return fileStamp{}, err
 	}
 	s := info.Sys().(*syscall.Stat_t)
-	return fileStamp{uint64(s.Dev), s.Ino, s.Ctim, s.Size}, nil
+	return fileStamp{uint64(s.Dev), s.Ino, s.Ctim.Nano(), s.Size}, nil
 }
 
 // checkCredential refuses names that would lead out of the directory of credentials.

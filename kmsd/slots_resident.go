@@ -30,7 +30,7 @@ func (k *slotKeeper) Device(ctx context.Context, p keyspec.Protection, location,
 		return engine.Device{}, &enclave.Error{Kind: enclave.ErrUnsupported, Detail: location + " holds no keys of its own"}
 	}
 	if s, ok := e.(enclave.Session); ok {
-		r = &selfLogin{Resident: r, session: s, pins: k.pins, kind: pkcs11.Kind, remedy: k.loginRemedy(location)}
+		r = &selfLogin{Resident: r, session: s, pins: k.pins, kind: pkcs11.Kind, location: location, remedy: k.loginRemedy(location)}
 	}
 	return engine.Device{Location: location, Binding: binding, Enclave: e, Resident: r}, nil
 }
@@ -78,10 +78,11 @@ func (k *slotKeeper) loginRemedy(location string) string {
 // helper has died; elsewhere a person is asked to.
 type selfLogin struct {
 	enclave.Resident
-	session enclave.Session
-	pins    *pins
-	kind    string
-	remedy  string
+	session  enclave.Session
+	pins     *pins
+	kind     string
+	location string
+	remedy   string
 }
 
 // again repeats a call once, after logging in, when the token is locked.
@@ -95,13 +96,13 @@ func (l *selfLogin) again(ctx context.Context, f func() error) error {
 	}
 	l.pins.login.Lock() // one attempt, however many calls wait for it
 	defer l.pins.login.Unlock()
-	pin, pinErr := l.pins.readFor(l.kind, [16]byte{})
+	pin, pinErr := l.pins.readFor(l.kind, l.location)
 	if pinErr != nil {
 		return errors.Join(err, pinErr)
 	}
 	defer clear(pin)
 	loginErr := l.session.Login(ctx, enclave.Auth{Secret: pin})
-	l.pins.outcome(l.kind, [16]byte{}, loginErr)
+	l.pins.outcome(l.kind, l.location, loginErr)
 	if loginErr != nil {
 		return loginErr
 	}

@@ -157,12 +157,14 @@ func TestPINFromAFile(t *testing.T) {
 	}
 	write("4711")
 	s, _ := r.store(t, initParams{Enclave: spec, PIN: []byte("4711")})
-	r.pins = newPINs(deviceConfig{TPMPINFile: file})
+	devices, state := deviceConfig{TPMPINFile: file}, t.TempDir()
+	r.pins = newPINs(devices, state, r.slotKeeper.log)
 	r.opens(t, s, attempt{}, nil)
 	r.opens(t, s, attempt{Why: onUse}, enclave.ErrLocked)
 	write("1234")
 	for range 6 { // the TPM would be locked out after three
 		r.opens(t, s, attempt{}, enclave.ErrAuth)
+		r.pins = newPINs(devices, state, r.slotKeeper.log) // a restart
 	}
 	write("4711")
 	r.opens(t, s, attempt{}, nil)

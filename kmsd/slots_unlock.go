@@ -128,7 +128,7 @@ func (k *slotKeeper) unlockByItself(ctx context.Context, s *keystore.Store, slot
 	if a.Why == onDemand {
 		pin, err = k.pins.read(slot.Kind)
 	} else {
-		pin, err = k.pins.readFor(slot.Kind, slot.UUID)
+		pin, err = k.pins.readFor(slot.Kind, slot.Location)
 	}
 	if err != nil {
 		return fmt.Errorf("slot %d (%s): %w", slot.ID, slot.Kind, err)
@@ -136,7 +136,7 @@ func (k *slotKeeper) unlockByItself(ctx context.Context, s *keystore.Store, slot
 	defer clear(pin)
 	a.Auth.Secret = pin
 	err = k.unlockSlot(ctx, s, slot, a)
-	k.pins.outcome(slot.Kind, slot.UUID, err)
+	k.pins.outcome(slot.Kind, slot.Location, err)
 	return err
 }
 
