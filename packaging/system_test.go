@@ -178,6 +178,17 @@ func TestInsideTheNamespace(t *testing.T) {
 	r.must(0, "slot", "add", "pkcs11:"+module+"?token=kmsd", "--pin-file", pin)
 	r.must(0, "key", "create", "billing/token", "--alg", "ecdsa-p256", "--protection", "hsm")
 	r.must(application, "sign", "--key", "billing/token", "--in", in)
+	// One process holds the module for everybody: what ends there for one must not end for the others.
+	r.must(0, "slot", "add", "pkcs11:"+module+"?token=kmsd", "--pin-file", pin, "--label", "another")
+	r.must(application, "sign", "--key", "billing/token", "--in", in)
+	r.must(0, "slot", "remove", "3", "--yes")
+	r.must(application, "sign", "--key", "billing/token", "--in", in)
+	r.must(0, "lock")
+	if out, err := r.kmsctl(application, "sign", "--key", "billing/token", "--in", in); err == nil {
+		t.Errorf("a key of the token signs while the keystore is locked: %s", out)
+	}
+	r.must(0, "unlock", "--slot", "2", "--pin-file", pin)
+	r.must(application, "sign", "--key", "billing/token", "--in", in)
 
 	daemon.Process.Signal(syscall.SIGTERM)
 	if err := daemon.Wait(); err != nil {
