@@ -90,8 +90,9 @@ func (c *unlockConfig) validate() error {
 
 // deviceConfig says which devices there are for resident keys, and what kmsd must know to use devices.
 type deviceConfig struct {
-	TPM              string            `toml:"tpm"` // where new keys with the protection tpm are made; the device of the first slot of that kind when empty
-	HSM              string            `toml:"hsm"` // the same for hsm
+	TPM              string            `toml:"tpm"`            // where new keys with the protection tpm are made; the device of the first slot of that kind when empty
+	HSM              string            `toml:"hsm"`            // the same for hsm
+	TPMOwnerFile     string            `toml:"tpm_owner_file"` // with the password of the TPM's owner hierarchy, where it has one
 	TPMPINFile       string            `toml:"tpm_pin_file"`
 	TPMPINCredential string            `toml:"tpm_pin_credential"` // name of a credential of systemd
 	HSMPINFile       string            `toml:"hsm_pin_file"`
@@ -122,6 +123,9 @@ func (c *deviceConfig) validate() error {
 		if a.kind != b.kind {
 			return fmt.Errorf("%w: devices.moved: %q and %q are of different kinds", errConfig, from, to)
 		}
+	}
+	if c.TPMOwnerFile != "" && !filepath.IsAbs(c.TPMOwnerFile) {
+		return fmt.Errorf("%w: devices.tpm_owner_file %q is not an absolute path", errConfig, c.TPMOwnerFile)
 	}
 	for _, pin := range []struct{ kind, file, credential string }{
 		{"tpm", c.TPMPINFile, c.TPMPINCredential}, {"hsm", c.HSMPINFile, c.HSMPINCredential},

@@ -58,7 +58,7 @@ func newSlotKeeper(c config, keyringState string, arena *secmem.Arena, dialer he
 	}
 	return &slotKeeper{
 		arena: arena, log: log,
-		devices: newDevices(keyringState, dialer, c.Devices.Moved, log),
+		devices: newDevices(keyringState, dialer, c.Devices, log),
 		pins:    newPINs(c.Devices, c.StateDir, log),
 		cache:   cache,
 		homes:   c.Devices,

@@ -30,6 +30,7 @@ const maxSigner = 16 << 10
 type devices struct {
 	keyringState string // state directory of the file backend of the keyring
 	dialer       helper.Dialer
+	owner        string            // file with the password of the TPM's owner hierarchy; empty when it has none
 	moved        map[string]string // locations of slots that are to be looked for elsewhere, from the configuration
 	log          *slog.Logger
 
@@ -42,8 +43,8 @@ type devices struct {
 // cleared slots of before and after stand side by side; and for keyfiles, which may be on different media at the same place.
 type deviceKey struct{ location, binding string }
 
-func newDevices(keyringState string, dialer helper.Dialer, moved map[string]string, log *slog.Logger) *devices {
-	return &devices{keyringState: keyringState, dialer: dialer, moved: moved, log: log, open: map[deviceKey]enclave.Enclave{}}
+func newDevices(keyringState string, dialer helper.Dialer, c deviceConfig, log *slog.Logger) *devices {
+	return &devices{keyringState: keyringState, dialer: dialer, owner: c.TPMOwnerFile, moved: c.Moved, log: log, open: map[deviceKey]enclave.Enclave{}}
 }
 
 // at returns the driver of the device at a location, which is opened when it is needed first. binding is what the slot or the key was
@@ -111,6 +112,12 @@ func (v *devices) driver(s spec, binding string, pin []byte) (enclave.Enclave, e
 			if c.Signer, err = readSigner(file); err != nil {
 				return nil, err
 			}
+		}
+		if v.owner != "" {
+			if c.OwnerPassword, err = readSecretFile(v.owner); err != nil {
+				return nil, err
+			}
+			defer clear(c.OwnerPassword)
 		}
 		return tpm.Open(c)
 	case pkcs11.Kind:

@@ -87,7 +87,11 @@ func (p *pins) read(kind string) ([]byte, error) {
 	if !p.has(kind) {
 		return nil, &enclave.Error{Kind: enclave.ErrLocked, Detail: "a slot of " + kind, Remedy: "give the PIN with --pin-file"}
 	}
-	file := p.files[kind]
+	return readSecretFile(p.files[kind])
+}
+
+// readSecretFile reads a PIN or a password, which the caller wipes, without its last line end.
+func readSecretFile(file string) ([]byte, error) {
 	if !filepath.IsAbs(file) {
 		return nil, &enclave.Error{Kind: enclave.ErrMisconfigured, Detail: "there is no credential " + file, Remedy: "give kmsd the credential: LoadCredential= in its unit"}
 	}
@@ -100,13 +104,13 @@ func (p *pins) read(kind string) ([]byte, error) {
 		data, err = readTrusted(file, maxPIN)
 	}
 	if err != nil {
-		return nil, &enclave.Error{Kind: enclave.ErrMisconfigured, Detail: "the file of the PIN", Cause: err, Remedy: "make it readable for kmsd alone"}
+		return nil, &enclave.Error{Kind: enclave.ErrMisconfigured, Detail: "the file of a PIN or password", Cause: err, Remedy: "make it readable for kmsd alone"}
 	}
-	pin := bytes.TrimRight(data, "\r\n")
-	if len(pin) == 0 {
-		return nil, &enclave.Error{Kind: enclave.ErrMisconfigured, Detail: "the file of the PIN, " + file + ", is empty"}
+	secret := bytes.TrimRight(data, "\r\n")
+	if len(secret) == 0 {
+		return nil, &enclave.Error{Kind: enclave.ErrMisconfigured, Detail: "the file of a PIN or password, " + file + ", is empty"}
 	}
-	return pin, nil
+	return secret, nil
 }
 
 // readFor is read for an attempt with the device at a location that nobody asked for.

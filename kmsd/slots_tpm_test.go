@@ -180,6 +180,24 @@ func TestPINFromAFile(t *testing.T) {
 	r.opens(t, s, attempt{}, enclave.ErrMisconfigured)
 }
 
+// A TPM whose owner hierarchy has a password is used with the one in the configuration.
+func TestOwnerPassword(t *testing.T) {
+	t.Parallel()
+	r := newSlotRig(t)
+	machine, spec := startTPM(t)
+	must(t, machine.SetOwnerPassword("owner"))
+	if _, _, err := r.create(t.Context(), r.config, initParams{Enclave: spec}); !errors.Is(err, enclave.ErrMisconfigured) || hintOf(err) == "" {
+		t.Fatal(err)
+	}
+	r.devices.owner = filepath.Join(t.TempDir(), "owner")
+	must(t, os.WriteFile(r.devices.owner, []byte("owner\n"), 0o600))
+	s, _ := r.store(t, initParams{Enclave: spec})
+	r.opens(t, s, attempt{}, nil)
+	if got := s.Info().Rollback; !strings.HasPrefix(got, "detected") {
+		t.Errorf("rollback is %s", got)
+	}
+}
+
 // A slot that an update may shut is refused without another one that was tried, and keeps that other one from being removed.
 func TestPCRSlotNeedsAWayBack(t *testing.T) {
 	t.Parallel()
@@ -244,7 +262,7 @@ func TestUnlockOrder(t *testing.T) {
 func TestConfigOfDevices(t *testing.T) {
 	for _, text := range []string{
 		"[unlock]\norder = [\"recovery\"]", "[unlock]\norder = [\"what\"]", "[unlock]\norder = [\"0\"]",
-		"[devices]\ntpm = \"keyring:file\"", "[unlock]\ncache = \"1ms\"", "[unlock]\ncache = \"for ever\"", "[devices]\nhsm = \"pkcs11:x\"", "[devices]\ntpm_pin_file = \"x\"",
+		"[devices]\ntpm = \"keyring:file\"", "[devices]\ntpm_owner_file = \"x\"", "[unlock]\ncache = \"1ms\"", "[unlock]\ncache = \"for ever\"", "[devices]\nhsm = \"pkcs11:x\"", "[devices]\ntpm_pin_file = \"x\"",
 		"[devices]\ntpm_pin_file = \"/x\"\ntpm_pin_credential = \"y\"", "[devices]\nhsm_pin_credential = \"../y\"",
 		"[devices.moved]\n\"tpm:/dev/tpm0\" = \"keyring:file\"", "store_id = \"what\"", "store_id = \"00\"",
 		"store_id = \"000102030405060708090a0b0c0d0e0f-\"",

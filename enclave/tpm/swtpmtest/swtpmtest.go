@@ -82,6 +82,11 @@ func (s *TPM) Thaw() error { return s.cmd.Process.Signal(syscall.SIGCONT) }
 // Clear makes it another TPM, as far as anybody can tell who sealed something in it (TPM2_Clear, TPM 2.0 part 3 section 24.6).
 func (s *TPM) Clear() error { return s.send(0x126, 0x4000000a, nil) }
 
+// SetOwnerPassword gives the owner hierarchy, which has none, a password (TPM2_HierarchyChangeAuth, section 24.8).
+func (s *TPM) SetOwnerPassword(password string) error {
+	return s.send(0x129, 0x40000001, append(binary.BigEndian.AppendUint16(nil, uint16(len(password))), password...))
+}
+
 // Extend changes a PCR of the SHA-256 bank (TPM2_PCR_Extend, section 22.2).
 func (s *TPM) Extend(pcr uint32) error {
 	return s.send(0x182, pcr, append([]byte{0, 0, 0, 1, 0, 0x0b}, make([]byte, 32)...))
