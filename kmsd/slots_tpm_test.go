@@ -180,6 +180,24 @@ func TestPINFromAFile(t *testing.T) {
 	r.opens(t, s, attempt{}, enclave.ErrMisconfigured)
 }
 
+// A device with two slots refuses the PIN of a file once, not twice; so it does when somebody asks.
+func TestRefusedPINCountsForTheDevice(t *testing.T) {
+	t.Parallel()
+	r := newSlotRig(t)
+	_, spec := startTPM(t)
+	file := filepath.Join(t.TempDir(), "pin")
+	must(t, os.WriteFile(file, []byte("1234"), 0o600))
+	s, _ := r.store(t, initParams{Enclave: spec, PIN: []byte("4711")})
+	if _, _, err := r.add(t.Context(), s, addParams{Enclave: spec, PIN: []byte("4711")}); err != nil {
+		t.Fatal(err)
+	}
+	r.pins = newPINs(deviceConfig{TPMPINFile: file}, t.TempDir(), r.slotKeeper.log)
+	r.opens(t, s, attempt{}, enclave.ErrAuth)
+	r.opens(t, s, attempt{}, enclave.ErrAuth)
+	r.opens(t, s, attempt{Why: onDemand}, enclave.ErrAuth)
+	r.opens(t, s, attempt{Slot: s.Slots()[0].ID, Auth: enclave.Auth{Secret: []byte("4711")}}, nil) // a third wrong one would have locked the TPM out
+}
+
 // A TPM whose owner hierarchy has a password is used with the one in the configuration.
 func TestOwnerPassword(t *testing.T) {
 	t.Parallel()

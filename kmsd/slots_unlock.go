@@ -67,10 +67,17 @@ func (k *slotKeeper) unlockCandidates(ctx context.Context, s *keystore.Store, a 
 		return &enclave.Error{Kind: enclave.ErrLocked, Detail: "every slot of the keystore", Remedy: "kmsctl unlock"}
 	}
 	var first error
+	refused := map[string]bool{} // locations of devices that refused the PIN: it is not tried with another slot of theirs
 	for _, slot := range candidates {
+		if refused[slot.Location] && needOf(slot) == needsPIN {
+			continue
+		}
 		err := k.unlockByItself(ctx, s, slot, a)
 		if err == nil {
 			return nil
+		}
+		if errors.Is(err, enclave.ErrAuth) {
+			refused[slot.Location] = true
 		}
 		if first == nil {
 			first = err
