@@ -34,6 +34,10 @@ type UnlockOptions struct {
 // because only its answer tells what the counter shows.
 const counterTimeout = 10 * time.Second
 
+// coverTime is how long a change that is made already waits for the counter to follow. The counter of a TPM takes a part of a second;
+// one that hangs must not hold up whoever suspends a key.
+const coverTime = 2 * time.Second
+
 // binding is what the header says about the counter.
 //
 // Invariant: the counter shows count, or count-1 while it is being advanced: the header is on the disk before the counter is
@@ -70,13 +74,13 @@ func decodeBinding(d *decoder) *binding {
 type rollback struct {
 	turn   chan struct{} // capacity 1, full while someone talks to the counter or unlocks
 	wanted atomic.Uint64 // number of changes so far that void what was before
+	tried  atomic.Uint64 // the changes up to this one were covered, or status says why not
 	status atomic.Pointer[counterStatus]
 
 	// What follows belongs to who has the turn.
 	device   Counter
-	accepted bool   // whatever the counter shows, the present state is the right one
-	known    bool   // the counter was read in this turn, and shows what the header says
-	tried    uint64 // the changes up to this one were covered, or status says why not
+	accepted bool // whatever the counter shows, the present state is the right one
+	known    bool // the counter was read in this turn, and shows what the header says
 }
 
 // counterStatus is the outcome of the last advance.
@@ -174,7 +178,7 @@ func (s *Store) setBinding(ctx context.Context, b *binding) error {
 // must not be undone with it, such as a new policy.
 //
 // It returns ErrCounterAbsent when the counter does not answer and ErrRollback when it shows that another copy of the store is in use;
-// the next call tries again.
+// the next call tries again. When ctx is done it returns, and the step goes on.
 func (s *Store) BumpGeneration(ctx context.Context) error {
 	r := &s.rollback
 	if s.header.Load().counter == nil {
@@ -184,17 +188,29 @@ func (s *Store) BumpGeneration(ctx context.Context) error {
 	if err := r.take(ctx); err != nil {
 		return err
 	}
-	defer r.release()
-	if r.tried >= want {
+	if r.tried.Load() >= want {
+		defer r.release()
 		return r.lastError()
 	}
-	return s.advance(ctx)
+	done := make(chan error, 1)
+	go func() {
+		defer r.release()
+		done <- s.advance(context.WithoutCancel(ctx))
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
-// cover is BumpGeneration for a change that is made already: if the counter cannot follow, that is not the caller's failure. Info
-// shows it.
+// cover is BumpGeneration for a change that is made already: if the counter cannot follow, or takes longer than coverTime, that is not
+// the caller's failure. Info shows it.
 func (s *Store) cover(ctx context.Context) {
-	if err := s.BumpGeneration(context.WithoutCancel(ctx)); err != nil {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), coverTime)
+	defer cancel()
+	if err := s.BumpGeneration(ctx); err != nil {
 		s.config.log().Warn("the rollback counter does not cover the last change", "error", err)
 	}
 }
@@ -204,7 +220,7 @@ func (s *Store) advance(ctx context.Context) error {
 	r := &s.rollback
 	upTo := r.wanted.Load()
 	err := s.step(ctx)
-	r.tried = upTo
+	r.tried.Store(upTo)
 	r.status.Store(&counterStatus{err})
 	return err
 }
@@ -320,7 +336,11 @@ func (r *rollback) describe(b *binding, info *Info) {
 	}
 	info.Counter = b.location
 	info.Rollback = "detected by the counter of " + b.location
-	if err := r.lastError(); err != nil {
+	err := r.lastError()
+	if err == nil && r.tried.Load() < r.wanted.Load() {
+		err = fmt.Errorf("%w: it has yet to answer", ErrCounterAbsent)
+	}
+	if err != nil {
 		info.Rollback = "not covered by the counter of " + b.location
 		info.Warnings = append(info.Warnings, "an older copy of the store may not be noticed: "+err.Error())
 	}

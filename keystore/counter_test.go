@@ -465,6 +465,37 @@ func TestSlowCounterHoldsUpNobodyElse(t *testing.T) {
 	mustOpenBound(t, s.config.Dir, c)
 }
 
+// A counter that hangs holds up a change no longer than coverTime, and covers it when it answers again.
+func TestHangingCounterHoldsUpNoChangeForLong(t *testing.T) {
+	s, c := boundStore(t)
+	for i := range 3 {
+		mustApply(t, s, testKey(fmt.Sprint("app/d", i), keyspec.Ed25519, 32))
+	}
+	first := c.now()
+	c.mu.Lock() // the device does not answer
+	begin := time.Now()
+	var changes sync.WaitGroup
+	for i := range 3 {
+		changes.Go(func() { destroy(t, s, fmt.Sprint("app/d", i), 1) })
+	}
+	changes.Wait()
+	if took := time.Since(begin); took > counterTimeout-time.Second {
+		t.Errorf("destructions wait for a counter that hangs: %v", took)
+	}
+	if got := s.Info().Rollback; !strings.HasPrefix(got, "not covered") {
+		t.Error(got)
+	}
+	c.mu.Unlock()
+	if err := s.BumpGeneration(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if c.now() == first || s.header.Load().counter.count != c.now() {
+		t.Errorf("counter %d, before %d, header %d", c.now(), first, s.header.Load().counter.count)
+	}
+	s.Close()
+	mustOpenBound(t, s.config.Dir, c)
+}
+
 // A destruction is answered when the counter covers it, not before: the copy taken just before the answer of any of several at the
 // same time is refused afterwards.
 func TestEveryOneOfSeveralPendingBumpsIsCovered(t *testing.T) {
