@@ -182,6 +182,7 @@ func TestForeignAudit(t *testing.T) {
 	if run := runInitProgram(t, nil, "--state-dir", state, "--no-recovery"); run.code != 0 {
 		t.Fatalf("%+v", run)
 	}
+	must(t, os.RemoveAll(filepath.Join(state, auditDir)))
 	log, err := audit.Open(audit.Config{Dir: filepath.Join(state, auditDir)})
 	if err != nil {
 		t.Fatal(err)
