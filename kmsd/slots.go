@@ -181,7 +181,7 @@ func (k *slotKeeper) remove(ctx context.Context, s *keystore.Store, id uint32) (
 			moving++
 		}
 	}
-	if moving > 0 && fixed == 0 {
+	if slot.Kind != tpm.Kind && moving > 0 && fixed == 0 {
 		return nil, errNoWayBack(fmt.Sprintf("slot %d is the only one outside of the TPM", id))
 	}
 	if err := s.RemoveSlot(ctx, slot.ID); err != nil {

@@ -21,7 +21,7 @@ type occasion int
 
 const (
 	atStart  occasion = iota // of kmsd
-	onDemand                 // somebody has asked for it: PINs of files that were refused before are tried again
+	onDemand                 // somebody has asked for it; of one slot, a PIN of a file that was refused before is tried again
 	onUse                    // an application wants to use a key: no PIN is tried
 )
 
@@ -132,7 +132,7 @@ func (k *slotKeeper) unlockByItself(ctx context.Context, s *keystore.Store, slot
 	}
 	var pin []byte
 	var err error
-	if a.Why == onDemand {
+	if a.Why == onDemand && a.Slot != 0 { // somebody means this very slot
 		pin, err = k.pins.read(slot.Kind)
 	} else {
 		pin, err = k.pins.readFor(slot.Kind, slot.Location)
