@@ -95,11 +95,15 @@ check: ## gofmt, vet (client and keyring library for macOS and Windows too), sta
 vuln: ## known vulnerabilities in what is linked (asks vuln.go.dev)
 	$(GO) run $(GOVULNCHECK) ./...
 
-fuzz: ## every fuzz target for FUZZTIME (default 30s)
-	@set -e; for package in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u); do \
-		for target in $$($(GO) test -list '^Fuzz' $$package | grep '^Fuzz'); do \
+# The program of each package is built once, with the instrumentation of -fuzz, and then run for each of its targets.
+fuzz: ## every fuzz target for FUZZTIME (default 30s; 1000x is a number of inputs)
+	@set -e; program=$$(mktemp); trap 'rm -f $$program' EXIT; cache=$$($(GO) env GOCACHE)/fuzz; \
+	for package in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u); do \
+		$(GO) test -c -fuzz . -o $$program $$package; \
+		for target in $$(cd $$package && $$program -test.list '^Fuzz' | grep '^Fuzz'); do \
 			echo "$$package $$target"; \
-			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 20x $$package; \
+			(cd $$package && $$program -test.run '^$$' -test.fuzz "^$$target\$$" -test.fuzztime $(FUZZTIME) \
+				-test.fuzzminimizetime 20x -test.fuzzcachedir "$$cache/$$(cd $(CURDIR) && $(GO) list $$package)"); \
 		done; \
 	done
 
