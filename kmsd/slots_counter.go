@@ -17,7 +17,7 @@ func (k *slotKeeper) counter(s *keystore.Store) keystore.Counter {
 	}
 	binding := ""
 	for _, slot := range s.Slots() { // the last one: those before it may be of a TPM that was cleared since
-		if slot.Location == location {
+		if sameDevice(slot.Location, location) {
 			binding = slot.Binding
 		}
 	}
@@ -35,7 +35,7 @@ func (k *slotKeeper) counter(s *keystore.Store) keystore.Counter {
 // bind binds the store to the counter of the device of a new slot, when it has one and the store is not bound to another device. It returns
 // a warning when that fails: the slot is good all the same.
 func (k *slotKeeper) bind(ctx context.Context, s *keystore.Store, slot keystore.NewSlot) string {
-	if bound := s.CounterLocation(); slot.Kind != tpm.Kind || bound != "" && bound != slot.Location {
+	if bound := s.CounterLocation(); slot.Kind != tpm.Kind || bound != "" && !sameDevice(bound, slot.Location) {
 		return ""
 	}
 	e, err := k.devices.at(slot.Location, slot.Binding)
@@ -59,7 +59,7 @@ func (k *slotKeeper) unbind(ctx context.Context, s *keystore.Store) {
 		return
 	}
 	for _, slot := range s.Slots() {
-		if slot.Location == location {
+		if sameDevice(slot.Location, location) {
 			return
 		}
 	}

@@ -78,13 +78,14 @@ func TestHSMSlot(t *testing.T) {
 
 	// With the PIN in the configuration nobody is needed, not even after the token was away.
 	config := filepath.Join(dir, "kmsd.toml")
-	must(t, os.WriteFile(config, []byte("[devices]\nhsm_pin_file = \""+pin+"\"\n"), 0o600))
+	must(t, os.WriteFile(config, []byte("[devices]\nhsm = \""+spec+"\"\nhsm_pin_file = \""+pin+"\"\n"), 0o600))
 	p := newReal(t, dir, "--config", config).start().ready()
 	d = &realDaemon{process: p, conn: bound(t, p.admin), last: 10}
 	if s := d.status(); s.State != "ready" {
 		t.Fatalf("%+v", s)
 	}
 	d.ask(proto.OpSign, &proto.Sign{Key: "app/hsm", Data: []byte("x")}, &proto.SignReply{})
+	d.ask(proto.OpKeyCreate, &proto.KeyCreate{Name: "app/hsm2", Algorithm: "ecdsa-p256", Protection: "hsm"}, &proto.KeyInfo{})
 	putBack = token.Remove(t)
 	d.refused(proto.OpSign, &proto.Sign{Key: "app/hsm", Data: []byte("x")}, proto.CodeAbsent)
 	putBack()

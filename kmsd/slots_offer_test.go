@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/kmsd-project/kmsd/enclave"
@@ -89,4 +90,43 @@ func TestHomeOfResidentKeys(t *testing.T) {
 	if _, err := r.Device(t.Context(), keyspec.TPM, keyring.FileKind, ""); !errors.Is(err, enclave.ErrUnsupported) {
 		t.Errorf("a keyring as the home of keys: %v", err)
 	}
+}
+
+// Two locations can be of one device.
+func TestSameDevice(t *testing.T) {
+	for _, test := range []struct {
+		a, b string
+		same bool
+	}{
+		{"tpm:/dev/tpmrm0", "tpm:/dev/tpmrm0?approvals=/run/a.json", true},
+		{"tpm:/dev/tpmrm0", "tpm:/dev/tpm0", false},
+		{"pkcs11:/m.so?token=kmsd", "pkcs11:/m.so?serial=01&token=kmsd", true},
+		{"pkcs11:/m.so?serial=01", "pkcs11:/m.so?serial=01&token=kmsd", true},
+		{"pkcs11:/m.so?serial=02&token=kmsd", "pkcs11:/m.so?serial=01&token=kmsd", false},
+		{"pkcs11:/n.so?token=kmsd", "pkcs11:/m.so?token=kmsd", false},
+		{"keyfile:/a", "keyfile:/b", false},
+		{"keyring:file", "keyring:file", true},
+		{"quantum:/a", "quantum:/a", true},
+		{"tpm:/dev/tpm0", "quantum:/a", false},
+	} {
+		if sameDevice(test.a, test.b) != test.same || sameDevice(test.b, test.a) != test.same {
+			t.Errorf("%s and %s: not %v", test.a, test.b, test.same)
+		}
+	}
+}
+
+// The counter stays while any slot of its TPM does.
+func TestCounterOutlivesOneOfTwoSlots(t *testing.T) {
+	t.Parallel()
+	r := newSlotRig(t)
+	_, spec := startTPM(t)
+	s, _ := r.store(t, initParams{Enclave: spec + "?approvals=/nonexistent"})
+	if _, _, err := r.add(t.Context(), s, addParams{Enclave: spec}); err != nil {
+		t.Fatal(err)
+	}
+	must(t, r.remove(t.Context(), s, s.Slots()[0].ID))
+	if got := s.Info().Rollback; !strings.HasPrefix(got, "detected") {
+		t.Errorf("rollback is %s", got)
+	}
+	r.opens(t, s, attempt{}, nil)
 }

@@ -32,7 +32,7 @@ type pins struct {
 	login sync.Mutex // held while resident keys are logged in to
 
 	mu      sync.Mutex
-	refused map[string]fileStamp // by location of the device
+	refused map[string]fileStamp // by deviceName
 }
 
 // fileStamp tells a file from what was in its place before.
@@ -113,30 +113,43 @@ func readSecretFile(file string) ([]byte, error) {
 	return secret, nil
 }
 
-// readFor is read for an attempt with the device at a location that nobody asked for.
-func (p *pins) readFor(kind, location string) ([]byte, error) {
-	now, err := p.stamp(kind)
+// take is read for an attempt with the device at a location. A PIN that was refused there before is taken only when somebody asks for that.
+// stamp is for outcome.
+func (p *pins) take(kind, location string, asked bool) (pin []byte, stamp fileStamp, err error) {
+	if stamp, err = p.stamp(kind); err != nil {
+		_, err = p.read(kind) // which says it better
+		return nil, stamp, err
+	}
 	p.mu.Lock()
-	before, refused := p.refused[location]
+	before, refused := p.refused[deviceName(location)]
 	p.mu.Unlock()
-	if err == nil && refused && now == before {
-		return nil, &enclave.Error{Kind: enclave.ErrAuth, Detail: fmt.Sprintf("the PIN in %s was refused before and is not tried again", p.files[kind]),
+	if refused && stamp == before && !asked {
+		return nil, stamp, &enclave.Error{Kind: enclave.ErrAuth, Detail: fmt.Sprintf("the PIN in %s was refused before and is not tried again", p.files[kind]),
 			Remedy: "mend the PIN in the configuration, then ask for another attempt: kmsctl unlock --slot N"}
 	}
-	return p.read(kind)
+	pin, err = p.read(kind)
+	return pin, stamp, err
 }
 
-// outcome notes whether the device at a location refused the PIN of the file.
-func (p *pins) outcome(kind, location string, err error) {
-	now, statErr := p.stamp(kind)
+// deviceName is the same for all slots of a device.
+func deviceName(location string) string {
+	if s, err := parseSpec(location); err == nil && s.kind == tpm.Kind {
+		return s.kind + ":" + s.place
+	}
+	return location
+}
+
+// outcome notes whether the device at a location refused the PIN of a file as it was then.
+func (p *pins) outcome(location string, stamp fileStamp, err error) {
+	name := deviceName(location)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	_, before := p.refused[location]
+	_, before := p.refused[name]
 	switch {
 	case err == nil && before:
-		delete(p.refused, location)
-	case errors.Is(err, enclave.ErrAuth) && statErr == nil:
-		p.refused[location] = now
+		delete(p.refused, name)
+	case errors.Is(err, enclave.ErrAuth):
+		p.refused[name] = stamp
 	default:
 		return
 	}

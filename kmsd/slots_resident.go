@@ -50,7 +50,7 @@ func (k *slotKeeper) home(p keyspec.Protection) (location, binding string, err e
 	}
 	if s := k.store.Load(); s != nil {
 		for _, slot := range s.Slots() {
-			if slot.Kind == kind && (location == "" || slot.Location == location) {
+			if slot.Kind == kind && (location == "" || sameDevice(slot.Location, location)) {
 				return slot.Location, slot.Binding, nil
 			}
 		}
@@ -66,7 +66,7 @@ func (k *slotKeeper) home(p keyspec.Protection) (location, binding string, err e
 func (k *slotKeeper) loginRemedy(location string) string {
 	if s := k.store.Load(); s != nil {
 		for _, slot := range s.Slots() {
-			if slot.Location == location {
+			if sameDevice(slot.Location, location) {
 				return fmt.Sprintf("kmsctl unlock --slot %d --pin-file F", slot.ID)
 			}
 		}
@@ -96,13 +96,13 @@ func (l *selfLogin) again(ctx context.Context, f func() error) error {
 	}
 	l.pins.login.Lock() // one attempt, however many calls wait for it
 	defer l.pins.login.Unlock()
-	pin, pinErr := l.pins.readFor(l.kind, l.location)
+	pin, stamp, pinErr := l.pins.take(l.kind, l.location, false)
 	if pinErr != nil {
 		return errors.Join(err, pinErr)
 	}
 	defer clear(pin)
 	loginErr := l.session.Login(ctx, enclave.Auth{Secret: pin})
-	l.pins.outcome(l.kind, l.location, loginErr)
+	l.pins.outcome(l.location, stamp, loginErr)
 	if loginErr != nil {
 		return loginErr
 	}

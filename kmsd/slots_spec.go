@@ -177,6 +177,27 @@ func (s spec) location() string {
 	return text
 }
 
+// sameDevice reports whether two locations, or specs, are of one device: for a TPM that is its place, for a token its module and what both
+// say of its label and its serial number.
+func sameDevice(a, b string) bool {
+	s, err := parseSpec(a)
+	if err != nil {
+		return a == b
+	}
+	t, err := parseSpec(b)
+	if err != nil || s.kind != t.kind {
+		return false
+	}
+	agree := func(x, y string) bool { return x == "" || y == "" || x == y }
+	switch s.kind {
+	case tpm.Kind:
+		return s.place == t.place
+	case pkcs11.Kind:
+		return s.token.Module == t.token.Module && agree(s.token.Token, t.token.Token) && agree(s.token.Serial, t.token.Serial)
+	}
+	return s.location() == t.location()
+}
+
 // escapeValue encodes what has a meaning in a spec, and leaves paths readable.
 func escapeValue(v string) string {
 	var b strings.Builder

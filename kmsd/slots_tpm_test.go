@@ -195,7 +195,7 @@ func TestRefusedPINCountsForTheDevice(t *testing.T) {
 	r.opens(t, s, attempt{}, enclave.ErrAuth)
 	r.opens(t, s, attempt{}, enclave.ErrAuth)
 	r.opens(t, s, attempt{Why: onDemand}, enclave.ErrAuth)
-	r.opens(t, s, attempt{Why: onDemand, Slot: s.Slots()[0].ID}, enclave.ErrAuth) // the second attempt: somebody means this slot
+	r.opens(t, s, attempt{Why: onDemand, Slot: s.Slots()[0].ID}, enclave.ErrAuth)                  // the second attempt: somebody means this slot
 	r.opens(t, s, attempt{Slot: s.Slots()[0].ID, Auth: enclave.Auth{Secret: []byte("4711")}}, nil) // a third wrong one would have locked the TPM out
 }
 

@@ -67,9 +67,9 @@ func (k *slotKeeper) unlockCandidates(ctx context.Context, s *keystore.Store, a 
 		return &enclave.Error{Kind: enclave.ErrLocked, Detail: "every slot of the keystore", Remedy: "kmsctl unlock"}
 	}
 	var first error
-	refused := map[string]bool{} // locations of devices that refused the PIN: it is not tried with another slot of theirs
+	refused := map[string]bool{} // devices that refused the PIN: it is not tried with another slot of theirs
 	for _, slot := range candidates {
-		if refused[slot.Location] && needOf(slot) == needsPIN {
+		if refused[deviceName(slot.Location)] && needOf(slot) == needsPIN {
 			continue
 		}
 		err := k.unlockByItself(ctx, s, slot, a)
@@ -77,7 +77,7 @@ func (k *slotKeeper) unlockCandidates(ctx context.Context, s *keystore.Store, a 
 			return nil
 		}
 		if errors.Is(err, enclave.ErrAuth) {
-			refused[slot.Location] = true
+			refused[deviceName(slot.Location)] = true
 		}
 		if first == nil {
 			first = err
@@ -130,20 +130,14 @@ func (k *slotKeeper) unlockByItself(ctx context.Context, s *keystore.Store, slot
 	if needOf(slot) != needsPIN {
 		return k.unlockSlot(ctx, s, slot, a)
 	}
-	var pin []byte
-	var err error
-	if a.Why == onDemand && a.Slot != 0 { // somebody means this very slot
-		pin, err = k.pins.read(slot.Kind)
-	} else {
-		pin, err = k.pins.readFor(slot.Kind, slot.Location)
-	}
+	pin, stamp, err := k.pins.take(slot.Kind, slot.Location, a.Why == onDemand && a.Slot != 0) // when somebody means this very slot
 	if err != nil {
 		return fmt.Errorf("slot %d (%s): %w", slot.ID, slot.Kind, err)
 	}
 	defer clear(pin)
 	a.Auth.Secret = pin
 	err = k.unlockSlot(ctx, s, slot, a)
-	k.pins.outcome(slot.Kind, slot.Location, err)
+	k.pins.outcome(slot.Location, stamp, err)
 	return err
 }
 
