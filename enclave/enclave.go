@@ -103,7 +103,6 @@ var (
 	ErrBusy          = errors.New("the device is busy")                    // try again
 	ErrMisconfigured = errors.New("the device cannot be used as configured")
 	ErrUnsupported   = errors.New("the device cannot do this")
-	ErrRollback      = errors.New("the counter of the device says that the store is old")
 )
 
 // Error is one of the sentinels together with what a person needs to know. Drivers return it where there is more to say than the

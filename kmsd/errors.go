@@ -83,7 +83,6 @@ var wireErrors = []struct {
 	{enclave.ErrBusy, proto.CodeBusy, proto.ClassBusy, true, 500 * time.Millisecond, ""},
 	{enclave.ErrMisconfigured, proto.CodeMisconfigured, proto.ClassBackend, true, 0, ""},
 	{enclave.ErrUnsupported, proto.CodeUnsupported, proto.ClassBackend, true, 0, ""},
-	{enclave.ErrRollback, proto.CodeRollback, proto.ClassBackend, false, 0, ""},
 
 	{audit.ErrDamaged, proto.CodeDamaged, proto.ClassBackend, true, 0, ""},
 	{audit.ErrKey, proto.CodeMisconfigured, proto.ClassBackend, true, 0, ""},

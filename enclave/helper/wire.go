@@ -69,7 +69,6 @@ func kinds() []errorKind {
 		{"busy", enclave.ErrBusy},
 		{"misconfigured", enclave.ErrMisconfigured},
 		{"unsupported", enclave.ErrUnsupported},
-		{"rollback", enclave.ErrRollback},
 	}
 }
 
