@@ -64,7 +64,7 @@ func TestMovedDevice(t *testing.T) {
 func TestHomeOfResidentKeys(t *testing.T) {
 	t.Parallel()
 	r := newSlotRig(t)
-	_, spec := startTPM(t)
+	machine, spec := startTPM(t)
 	for _, p := range []keyspec.Protection{keyspec.TPM, keyspec.HSM} {
 		if _, err := r.Device(t.Context(), p, "", ""); !errors.Is(err, enclave.ErrUnsupported) || hintOf(err) == "" {
 			t.Errorf("%s without a device: %v", p, err)
@@ -85,6 +85,13 @@ func TestHomeOfResidentKeys(t *testing.T) {
 		if err != nil || d.Location != spec || d.Binding != slot.Binding || d.Enclave != guard || d.Resident == nil {
 			t.Errorf("%+v, %v", d, err)
 		}
+	}
+	// The TPM was cleared and enrolled again; the stale slot is still there.
+	must(t, machine.Clear())
+	added, _, err := r.add(t.Context(), s, addParams{Enclave: spec})
+	must(t, err)
+	if d, err := r.Device(t.Context(), keyspec.TPM, "", ""); err != nil || d.Binding != added.Binding || added.Binding == slot.Binding {
+		t.Errorf("%+v, %v, want %+v", d, err, added)
 	}
 	r.place(keyring.FileKind, r.machine)
 	if _, err := r.Device(t.Context(), keyspec.TPM, keyring.FileKind, ""); !errors.Is(err, enclave.ErrUnsupported) {

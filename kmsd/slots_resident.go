@@ -49,9 +49,9 @@ func (k *slotKeeper) home(p keyspec.Protection) (location, binding string, err e
 		location = s.location()
 	}
 	if s := k.store.Load(); s != nil {
-		for _, slot := range s.Slots() {
+		for _, slot := range s.Slots() { // the last one of the device: those before it may be stale
 			if slot.Kind == kind && (location == "" || sameDevice(slot.Location, location)) {
-				return slot.Location, slot.Binding, nil
+				location, binding = slot.Location, slot.Binding
 			}
 		}
 	}
@@ -59,7 +59,7 @@ func (k *slotKeeper) home(p keyspec.Protection) (location, binding string, err e
 		return "", "", &enclave.Error{Kind: enclave.ErrUnsupported, Detail: fmt.Sprintf("no device for keys with the protection %s", p),
 			Remedy: fmt.Sprintf("enrol a slot of it with kmsctl slot add %s:..., or name one under [devices] in the configuration", kind)}
 	}
-	return location, "", nil
+	return location, binding, nil
 }
 
 // loginRemedy says how somebody logs in to the device at a location.
