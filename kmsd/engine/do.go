@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -45,6 +46,10 @@ type use struct {
 	decision policy.Decision
 	now      time.Time
 
+	// What there was when the act was authorised; see still.
+	rules *policy.Policy
+	asked uint64 // generation
+
 	// Set for acts with a usage.
 	key     *keystore.Key // shared: must not be changed
 	version *keystore.Version
@@ -67,6 +72,7 @@ func (e *Engine) do(ctx context.Context, c *Caller, a *act, operate func(u *use)
 
 func (u *use) run(operate func(u *use) error) error {
 	return u.protect(func() (err error) {
+		u.rules, u.asked = u.policy.Load(), u.generation.Load()
 		if err = u.authorise(); err != nil {
 			return err
 		}
@@ -174,7 +180,13 @@ func (u *use) load() error {
 	if err != nil {
 		return err
 	}
-	err = permit(key, u.version, u.act.usage, u.now)
+	return u.permitted()
+}
+
+// permitted asks the rules of the key about the version in use.
+func (u *use) permitted() error {
+	key := u.key
+	err := permit(key, u.version, u.act.usage, u.now)
 	if u.act.or != "" && errors.Is(err, ErrUsage) {
 		err = permit(key, u.version, u.act.or, u.now)
 	}
@@ -182,6 +194,30 @@ func (u *use) load() error {
 		return u.compromised()
 	}
 	return err
+}
+
+// still asks again, after an act has waited for its turn, what was asked before: a key that was suspended meanwhile, or a keystore that was
+// locked, is not used any more.
+func (u *use) still() error {
+	if u.rules == nil || u.policy.Load() == u.rules && u.generation.Load() == u.asked {
+		return nil // nothing has changed, or nobody has asked: it is an act of the daemon's own
+	}
+	if err := u.authorise(); err != nil {
+		return err
+	}
+	if _, err := u.opened(); err != nil || u.key == nil {
+		return err
+	}
+	key, err := u.metadata(u.store, u.key.Name, u.now)
+	if err != nil {
+		return err
+	}
+	i := slices.IndexFunc(key.Versions, func(v keystore.Version) bool { return v.Number == u.version.Number })
+	if i < 0 {
+		return keystore.ErrNotFound
+	}
+	u.key, u.version = key, &key.Versions[i]
+	return u.permitted()
 }
 
 // compromised asks the policy for the explicit grant that decryption with a compromised key needs.

@@ -235,6 +235,8 @@ func (k *deviceKey) Do(r mechanism.Request) ([]byte, error) {
 // inDevice returns what f does with a device, when that has time for it. f gets limit for that, however little time the caller has: what is
 // under way in hardware cannot be called back, and a helper that is called back kills it and its login with it. If the caller leaves before,
 // the result goes to drop. f must not use what belongs to the caller.
+//
+// Invariant: whether the act is allowed is asked after the wait for the device, too.
 func inDevice[T any](u *use, d *Device, limit time.Duration, f func(context.Context) (T, error), drop func(T)) (T, error) {
 	type answer struct {
 		value    T
@@ -245,6 +247,10 @@ func inDevice[T any](u *use, d *Device, limit time.Duration, f func(context.Cont
 	g := u.gates.of(d)
 	leave, err := g.enter(u.ctx, d)
 	if err != nil {
+		return none, err
+	}
+	if err := u.still(); err != nil {
+		leave()
 		return none, err
 	}
 	done, left := make(chan answer), make(chan struct{})

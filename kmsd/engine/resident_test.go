@@ -19,6 +19,7 @@ import (
 	"github.com/kmsd-project/kmsd/keystore/keyspec"
 	"github.com/kmsd-project/kmsd/kmsd/mechanism"
 	"github.com/kmsd-project/kmsd/kmsd/pki"
+	"github.com/kmsd-project/kmsd/policy"
 )
 
 // token is a device in memory that can do all that kmsd can do in software, and whose faults a test can choose. Its blobs are the
@@ -827,5 +828,59 @@ func TestDriverPanics(t *testing.T) {
 	k.set(func() { k.panics = false })
 	if _, err := h.sign(h.app, "APP/k", "message"); err != nil || h.Panics() != 1 {
 		t.Errorf("%v, %d panics", err, h.Panics())
+	}
+}
+
+// TestWithdrawnWhileWaiting: what is allowed no more when the turn of an operation comes is not carried out.
+func TestWithdrawnWhileWaiting(t *testing.T) {
+	for _, c := range []struct {
+		name     string
+		withdraw func(*house) error
+		want     error
+	}{
+		{"nothing", func(h *house) error {
+			_, err := h.Create(t.Context(), h.admin, &NewKey{Name: "APP/other", Algorithm: keyspec.Ed25519}, nil)
+			return err
+		}, nil},
+		{"suspended", func(h *house) error {
+			_, err := h.Suspend(t.Context(), h.admin, ref(t, "APP/k@1"))
+			return err
+		}, ErrState},
+		{"to be destroyed", func(h *house) error {
+			_, err := h.Destroy(t.Context(), h.admin, ref(t, "APP/k@1"), 0)
+			return err
+		}, ErrState},
+		{"no grant", func(h *house) error { h.SetPolicy(policy.UserMode(h.app.UID + 1)); return nil }, ErrNotAvailable},
+		{"locked", func(h *house) error { h.Lock(); return nil }, ErrLocked},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			h, k := newResidentHouse(t)
+			h.createResident("APP/k", keyspec.ECDSAP256)
+			busy := make(chan struct{})
+			k.set(func() { k.hang = busy })
+			errs := make(chan error, 2)
+			for range 2 {
+				go func() {
+					_, err := h.sign(h.app, "APP/k", "message")
+					errs <- err
+				}()
+			}
+			g := h.gates.of(&Device{Location: "hsm"})
+			for waiting := 0; waiting == 0; time.Sleep(time.Millisecond) {
+				g.mu.Lock()
+				waiting = g.waiting
+				g.mu.Unlock()
+			}
+			if err := c.withdraw(h); err != nil {
+				t.Fatal(err)
+			}
+			close(busy)
+			worked, waited := <-errs, <-errs
+			if worked != nil {
+				worked, waited = waited, worked
+			}
+			want(t, "what the device was working on", worked, nil)
+			want(t, "what was waiting", waited, c.want)
+		})
 	}
 }
