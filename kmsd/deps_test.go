@@ -32,7 +32,8 @@ var law = map[string][]string{
 	"kmsd/pki":          {"keystore/keyspec"},
 	"client/ciphertext": {"keystore/keyspec", "golang.org/x/crypto/chacha20poly1305"},
 	"client/jose":       {},
-	"client/packet":     {"keystore/keyspec", "client/ciphertext", "golang.org/x/crypto/cryptobyte", "golang.org/x/crypto/cryptobyte/asn1"},
+	"client/cose":       {"client/jose", "github.com/fxamacker/cbor/v2"},
+	"client/packet":     {"keystore/keyspec", "client/ciphertext", "golang.org/x/crypto/argon2", "golang.org/x/crypto/cryptobyte", "golang.org/x/crypto/cryptobyte/asn1"},
 
 	// The store, and alone with bbolt.
 	"keystore/secmem":  {"golang.org/x/sys/unix"},
@@ -83,7 +84,7 @@ var law = map[string][]string{
 var example = []string{"client", "client/ciphertext", "client/packet", "ipc/proto", "keystore/keyspec"}
 
 // pure packages do no I/O: they get bytes and give bytes.
-var pure = []string{"keystore/keyspec", "ipc/proto", "policy", "kmsd/mechanism", "kmsd/pki", "client/packet", "client/jose", "client/ciphertext", "enclave", "enclave/recovery"}
+var pure = []string{"keystore/keyspec", "ipc/proto", "policy", "kmsd/mechanism", "kmsd/pki", "client/packet", "client/jose", "client/cose", "client/ciphertext", "enclave", "enclave/recovery"}
 
 // impure are the packages of the standard library that do I/O.
 var impure = []string{"os", "os/exec", "os/signal", "os/user", "net", "syscall", "io/ioutil", "log", "plugin"}

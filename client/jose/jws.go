@@ -235,10 +235,19 @@ func (t *Signed) Verify(public crypto.PublicKey, detached []byte) ([]byte, error
 	if a.Hash() == 0 && a != EdDSA {
 		return nil, fmt.Errorf("%w: algorithm %q", ErrUnsupported, t.Header.Algorithm)
 	}
-	if !a.fits(public) || !verify(a, public, signingInput(t.first, payload, t.Header.Unencoded), t.signature) {
-		return nil, ErrVerification
+	if err := a.Verify(public, signingInput(t.first, payload, t.Header.Unencoded), t.signature); err != nil {
+		return nil, err
 	}
 	return payload, nil
+}
+
+// Verify checks a signature over input, in the form that [Signer] makes, with a key that the caller believes. The algorithm has
+// to fit the key. The error is always ErrVerification and says nothing about why.
+func (a Algorithm) Verify(public crypto.PublicKey, input, signature []byte) error {
+	if !a.fits(public) || !verify(a, public, input, signature) {
+		return ErrVerification
+	}
+	return nil
 }
 
 func verify(a Algorithm, public crypto.PublicKey, input, signature []byte) bool {
