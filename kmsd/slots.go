@@ -194,11 +194,13 @@ func (k *slotKeeper) remove(ctx context.Context, s *keystore.Store, id uint32) (
 	if err != nil {
 		warnings = append(warnings, fmt.Sprintf("the device still holds what belonged to the slot; it opens nothing any more: %v", err))
 	}
-	if _, resident := e.(enclave.Resident); resident && !slices.ContainsFunc(s.Slots(), func(other keystore.Slot) bool { return sameDevice(other.Location, slot.Location) }) {
+	if _, resident := e.(enclave.Resident); resident && !slices.ContainsFunc(s.Slots(), func(other keystore.Slot) bool { return k.devices.same(other.Location, slot.Location) }) {
 		warnings = append(warnings, "there is no other slot of this device: keys that are resident in it may need one, or a line under [devices] in the configuration")
 	}
 	k.drop(slot)
-	k.unbind(ctx, s)
+	if w := k.unbind(ctx, s); w != "" {
+		warnings = append(warnings, w)
+	}
 	if err := s.RotateEpoch(ctx, nil); err != nil {
 		warnings = append(warnings, fmt.Sprintf("the key table is still to be sealed again (kmsctl store rotate-epoch): %v", err))
 	}

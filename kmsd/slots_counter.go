@@ -17,7 +17,7 @@ func (k *slotKeeper) counter(s *keystore.Store) keystore.Counter {
 	}
 	binding := ""
 	for _, slot := range s.Slots() { // the last one: those before it may be of a TPM that was cleared since
-		if sameDevice(slot.Location, location) {
+		if k.devices.same(slot.Location, location) {
 			binding = slot.Binding
 		}
 	}
@@ -32,19 +32,19 @@ func (k *slotKeeper) counter(s *keystore.Store) keystore.Counter {
 	return nil
 }
 
-// bind binds the store to the counter of the device of a new slot, when it has one and the store is not bound to another device. It returns
-// a warning when that fails: the slot is good all the same.
-func (k *slotKeeper) bind(ctx context.Context, s *keystore.Store, slot keystore.NewSlot) string {
-	if bound := s.CounterLocation(); slot.Kind != tpm.Kind || bound != "" && !sameDevice(bound, slot.Location) {
+// bind binds the store to the counter of the device of a slot, when it has one and the store is not bound to another device. It returns a
+// warning when that fails: the slot is good all the same.
+func (k *slotKeeper) bind(ctx context.Context, s *keystore.Store, kind, location, binding string) string {
+	if bound := s.CounterLocation(); kind != tpm.Kind || bound != "" && !k.devices.same(bound, location) {
 		return ""
 	}
-	e, err := k.devices.at(slot.Location, slot.Binding)
+	e, err := k.devices.at(location, binding)
 	if err == nil {
 		c, ok := e.(enclave.Counter)
 		if !ok {
 			return ""
 		}
-		err = s.BindCounter(ctx, slot.Location, c)
+		err = s.BindCounter(ctx, location, c)
 	}
 	if err != nil {
 		return fmt.Sprintf("an old copy of the keystore would not be noticed: %v", err)
@@ -52,18 +52,30 @@ func (k *slotKeeper) bind(ctx context.Context, s *keystore.Store, slot keystore.
 	return ""
 }
 
-// unbind releases the store from the counter of a device that it has no slot of any more.
-func (k *slotKeeper) unbind(ctx context.Context, s *keystore.Store) {
+// unbind releases the store from the counter of a device that it has no slot of any more, and binds it to that of another slot where there is
+// one. It returns a warning when nothing tells old copies any more.
+func (k *slotKeeper) unbind(ctx context.Context, s *keystore.Store) string {
 	location := s.CounterLocation()
 	if location == "" {
-		return
+		return ""
 	}
-	for _, slot := range s.Slots() {
-		if sameDevice(slot.Location, location) {
-			return
+	slots := s.Slots()
+	for _, slot := range slots {
+		if k.devices.same(slot.Location, location) {
+			return ""
 		}
 	}
 	if err := s.UnbindCounter(ctx); err != nil {
-		k.log.Warn("the keystore stays bound to the counter of a device whose slot was removed", "location", location, "error", err)
+		return fmt.Sprintf("the keystore stays bound to the counter of a device that it has no slot of: %v", err)
 	}
+	warning := ""
+	for _, slot := range slots {
+		if warning = k.bind(ctx, s, slot.Kind, slot.Location, slot.Binding); s.CounterLocation() != "" {
+			return ""
+		}
+	}
+	if warning == "" {
+		warning = "an old copy of the keystore would not be noticed any more: the counter was in this device"
+	}
+	return warning
 }

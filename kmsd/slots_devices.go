@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto"
 	"crypto/x509"
@@ -68,6 +69,11 @@ func (v *devices) at(location, binding string) (enclave.Enclave, error) {
 	}
 	v.open[key] = e
 	return e, nil
+}
+
+// same reports whether two locations are of one device, wherever that is now.
+func (v *devices) same(a, b string) bool {
+	return sameDevice(cmp.Or(v.moved[a], a), cmp.Or(v.moved[b], b))
 }
 
 // find reads a location.

@@ -170,7 +170,7 @@ func (n *enrolment) add(ctx context.Context, s *keystore.Store) (keystore.Slot, 
 func (n *enrolment) enrolled(ctx context.Context, store *keystore.Store) {
 	for i, s := range n.slots {
 		n.keeper.remember(s.UUID)
-		if warning := n.keeper.bind(ctx, store, s); warning != "" {
+		if warning := n.keeper.bind(ctx, store, s.Kind, s.Location, s.Binding); warning != "" {
 			n.warnings = append(n.warnings, warning)
 		}
 		// Somebody has logged in to the token, so its resident keys can be used from now on.

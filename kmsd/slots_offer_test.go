@@ -99,6 +99,29 @@ func TestHomeOfResidentKeys(t *testing.T) {
 	}
 }
 
+// The TPM is at another place now. Enrolled there, with the old slot removed, it still tells old copies.
+func TestCounterMovesWithTheTPM(t *testing.T) {
+	t.Parallel()
+	r := newSlotRig(t)
+	_, before := startTPM(t)
+	_, after := startTPM(t)
+	s, _ := r.store(t, initParams{Enclave: before})
+	if _, _, err := r.add(t.Context(), s, addParams{Enclave: after}); err != nil {
+		t.Fatal(err)
+	}
+	if warnings, err := r.slotKeeper.remove(t.Context(), s, s.Slots()[0].ID); err != nil || s.CounterLocation() != after {
+		t.Errorf("bound to %q, %q, %v", s.CounterLocation(), warnings, err)
+	}
+	r.opens(t, s, attempt{}, nil)
+	if warnings, err := r.slotKeeper.remove(t.Context(), s, s.Slots()[1].ID); err != nil || !strings.Contains(strings.Join(warnings, "; "), "old copy") {
+		t.Errorf("nobody is told that nothing tells old copies: %q, %v", warnings, err)
+	}
+	r.devices.moved = map[string]string{"tpm:/dev/tpm0": "tpm:/dev/tpmrm0"}
+	if !r.devices.same("tpm:/dev/tpm0", "tpm:/dev/tpmrm0") || r.devices.same("tpm:/dev/tpm1", "tpm:/dev/tpmrm0") {
+		t.Error("a device that was moved is not known again")
+	}
+}
+
 // Two locations can be of one device.
 func TestSameDevice(t *testing.T) {
 	for _, test := range []struct {

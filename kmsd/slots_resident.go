@@ -50,7 +50,7 @@ func (k *slotKeeper) home(p keyspec.Protection) (location, binding string, err e
 	}
 	if s := k.store.Load(); s != nil {
 		for _, slot := range s.Slots() { // the last one of the device: those before it may be stale
-			if slot.Kind == kind && (location == "" || sameDevice(slot.Location, location)) {
+			if slot.Kind == kind && (location == "" || k.devices.same(slot.Location, location)) {
 				location, binding = slot.Location, slot.Binding
 			}
 		}
@@ -66,7 +66,7 @@ func (k *slotKeeper) home(p keyspec.Protection) (location, binding string, err e
 func (k *slotKeeper) loginRemedy(location string) string {
 	if s := k.store.Load(); s != nil {
 		for _, slot := range s.Slots() {
-			if sameDevice(slot.Location, location) {
+			if k.devices.same(slot.Location, location) {
 				return fmt.Sprintf("kmsctl unlock --slot %d --pin-file F", slot.ID)
 			}
 		}
@@ -98,7 +98,7 @@ func (l *selfLogin) again(ctx context.Context, f func() error) error {
 	defer l.pins.login.Unlock()
 	pin, stamp, pinErr := l.pins.take(l.kind, l.location, false)
 	if pinErr != nil {
-		return errors.Join(err, pinErr)
+		return &enclave.Error{Kind: enclave.ErrLocked, Detail: "nobody is logged in to the device of the key", Cause: pinErr, Remedy: hintOf(pinErr)}
 	}
 	defer clear(pin)
 	loginErr := l.session.Login(ctx, enclave.Auth{Secret: pin})
