@@ -28,6 +28,9 @@ type UnlockOptions struct {
 	// AcceptRollback opens the store although the counter says that its files are old, or cannot be asked, and binds it to its
 	// present state: at once, or as soon as a counter answers. It is for a person who knows why, and for the audit log.
 	AcceptRollback bool
+
+	// Check has the secret checked, and never opens a store: one that is locked, or was locked meanwhile, is ErrLocked.
+	Check bool
 }
 
 // counterTimeout bounds one command to the counter. Whoever asked for it may leave earlier; the command is then still waited for,

@@ -339,6 +339,10 @@ func (s *Store) UnlockWith(ctx context.Context, slot uint32, secret []byte, o Un
 		keys.free()
 		return nil
 	}
+	if o.Check {
+		keys.free()
+		return ErrLocked
+	}
 	if err = s.checkCounter(ctx, h, o); err == nil {
 		err = s.adopt(h, keys)
 	}

@@ -224,19 +224,19 @@ func handleUnlock(c *call) (proto.Message, error) {
 	}
 	return nil, c.change(info, func() error {
 		d.turn.Lock()
-		defer d.turn.Unlock()
 		s := d.store.Load()
-		open := !s.Locked() && phase(d.phase.Load()) == phaseReady
-		if open && in.Slot == 0 && len(in.Secret) == 0 && len(in.Shares) == 0 {
-			return nil
+		a := attempt{Slot: in.Slot, Auth: enclave.Auth{Secret: in.Secret, Shares: in.Shares}, Why: onDemand, AcceptRollback: in.AcceptRollback}
+		a.Check = !s.Locked() && phase(d.phase.Load()) == phaseReady
+		if a.Check {
+			d.turn.Unlock() // nobody who wants to lock waits for a device that hangs
+			if in.Slot == 0 && len(in.Secret) == 0 && len(in.Shares) == 0 {
+				return nil
+			}
+			// This tests the slot, and logs in to its device, so that resident keys in it can be used.
+			return d.slots.unlock(c.ctx, s, a)
 		}
-		// Of a keystore that is open already this tests the slot, and logs in to its device, so that resident keys in it can be used.
-		err := d.slots.unlock(c.ctx, s, attempt{
-			Slot: in.Slot, Auth: enclave.Auth{Secret: in.Secret, Shares: in.Shares}, Why: onDemand, AcceptRollback: in.AcceptRollback,
-		})
-		if open {
-			return err
-		}
+		defer d.turn.Unlock()
+		err := d.slots.unlock(c.ctx, s, a)
 		if err == nil {
 			err = d.unlocked()
 		}

@@ -224,13 +224,13 @@ func (k *slotKeeper) forget(ctx context.Context, e enclave.Enclave, b enclave.Bl
 // test finds out whether a slot would open the store, and changes nothing.
 func (k *slotKeeper) test(ctx context.Context, s *keystore.Store, id uint32, a enclave.Auth) error {
 	if s.Locked() {
-		return keystore.ErrLocked // Unlock would do more than test
+		return keystore.ErrLocked
 	}
 	slot, err := slotByID(s, id)
 	if err != nil {
 		return err
 	}
-	return k.unlockSlot(ctx, s, slot, attempt{Auth: a})
+	return k.unlockSlot(ctx, s, slot, attempt{Auth: a, Check: true})
 }
 
 func slotByID(s *keystore.Store, id uint32) (keystore.Slot, error) {

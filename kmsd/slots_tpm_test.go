@@ -439,6 +439,34 @@ func TestTPMLostMidTest(t *testing.T) {
 	}
 }
 
+// Whoever locks the keystore waits for no device, and what was under way with one does not open it again.
+func TestLockWhileADeviceHangs(t *testing.T) {
+	t.Parallel()
+	for op, m := range map[string]proto.Message{
+		proto.OpSlotTest: &proto.SlotRef{ID: 1},
+		proto.OpUnlock:   &proto.Unlock{Slot: 1},
+	} {
+		d, machine, _ := initedWithTPM(t)
+		d.ask(proto.OpKeyCreate, &proto.KeyCreate{Name: "APP/k", Algorithm: "ed25519"}, &proto.KeyInfo{})
+		must(t, machine.Freeze())
+		other := bound(t, d.admin)
+		other.send(20, op, m, nil)
+		time.Sleep(300 * time.Millisecond)
+		began := time.Now()
+		d.ask(proto.OpLock, &proto.Empty{}, &proto.Empty{})
+		if took := time.Since(began); took > 2*time.Second {
+			t.Errorf("%s was under way: locking took %v", op, took)
+		}
+		must(t, machine.Thaw())
+		if r := other.response(); r.Err == nil || r.Err.Code != proto.CodeLocked {
+			t.Errorf("%s: %v", op, r.Err)
+		}
+		if s := d.status(); s.State != "locked" || s.Keys != 0 {
+			t.Errorf("%s has opened the keystore: %s, %d keys", op, s.State, s.Keys)
+		}
+	}
+}
+
 // An old copy of the state directory does not open, a person can decide that it shall.
 func TestRollbackIsRefused(t *testing.T) {
 	t.Parallel()

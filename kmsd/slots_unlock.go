@@ -31,6 +31,7 @@ type attempt struct {
 	Auth           enclave.Auth // what somebody has brought
 	Why            occasion
 	AcceptRollback bool // somebody has decided that the state of the files counts, whatever the counter of the device says
+	Check          bool // the store is open: try the slot, and open nothing if somebody locks the store meanwhile
 }
 
 // unlock opens the store.
@@ -204,7 +205,7 @@ func (k *slotKeeper) unlockSlot(ctx context.Context, s *keystore.Store, slot key
 	locked := s.Locked()
 	// Not even a recovery key decides by itself that the files are the newest when the counter cannot be asked: who has put an old copy there
 	// could keep the TPM busy, and let somebody who knows nothing of it bring the key.
-	err = s.UnlockWith(ctx, slot.ID, secret.Bytes(), keystore.UnlockOptions{Counter: k.counter(s), AcceptRollback: a.AcceptRollback})
+	err = s.UnlockWith(ctx, slot.ID, secret.Bytes(), keystore.UnlockOptions{Counter: k.counter(s), AcceptRollback: a.AcceptRollback, Check: a.Check})
 	if err != nil {
 		err = fmt.Errorf("slot %d: %w", slot.ID, err)
 	}
@@ -215,7 +216,7 @@ func (k *slotKeeper) unlockSlot(ctx context.Context, s *keystore.Store, slot key
 		return err
 	}
 	k.remember(slot.UUID)
-	if locked {
+	if locked && !a.Check {
 		k.keep(slot, secret.Bytes())
 		k.opened.Store(&slot)
 	}
