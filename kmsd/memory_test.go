@@ -214,12 +214,15 @@ func scanned(t *testing.T, program string, keys map[string]*canary, looks int) (
 			Key: proto.KeyCreate{Name: name, Algorithm: c.algorithm, Usage: c.usage}, Material: bytes.Clone(c.material),
 		}, &info)
 	}
-	for range 100 {
-		for name, c := range keys {
-			c.use(d, name)
+	// On a machine that is busy with other things keys may be idle long enough before the scan comes to them: then they are used once more.
+	for tries := 0; tries < 5 && len(busy) < len(keys)/2; tries++ {
+		for range 100 {
+			for name, c := range keys {
+				c.use(d, name)
+			}
 		}
+		busy, _ = scan(t, d.cmd.Process.Pid, keys)
 	}
-	busy, _ = scan(t, d.cmd.Process.Pid, keys)
 	for range looks { // 2 s idle, a second to the next round of the janitor, two collections
 		time.Sleep(time.Second)
 		var total int
