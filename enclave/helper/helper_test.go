@@ -383,6 +383,9 @@ func TestHelperInheritsNoDescriptors(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer secret.Close()
+	if _, err := unix.FcntlInt(secret.Fd(), unix.F_SETFD, 0); err != nil { // as a shell leaves it to its children
+		t.Fatal(err)
+	}
 	e := newEnclave(t, startSpawner(t), params())
 	fds, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid(t, e)))
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"os"
 	"os/exec"
@@ -212,7 +213,10 @@ func runSpawner(dirs []string) error {
 	if int(cred.Pid) != os.Getppid() || int(cred.Uid) != os.Geteuid() {
 		return errors.New("descriptor 3 does not come from our parent")
 	}
-	unix.CloseOnExec(3)
+	// What kmsd's own parent has left open is not for helpers.
+	if err := unix.CloseRange(3, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return fmt.Errorf("close_range: %w", err)
+	}
 	conn, err := unixConn(os.NewFile(3, "kmsd"))
 	if err != nil {
 		return err
