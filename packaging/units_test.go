@@ -110,6 +110,18 @@ func setting(t *testing.T, unit, key string) string {
 	return found[0]
 }
 
+// What the example of a PIN says to configure is what the configuration shows, under the name of the credential that the unit loads.
+func TestExampleOfAPIN(t *testing.T) {
+	name, _, _ := strings.Cut(setting(t, "systemd/examples/kmsd-pin.conf", "LoadCredentialEncrypted"), ":")
+	line := "hsm_pin_credential = " + strconv.Quote(name)
+	for _, path := range []string{"systemd/examples/kmsd-pin.conf", "kmsd.toml"} {
+		text, err := os.ReadFile(path)
+		if err != nil || !regexp.MustCompile(`(?m)^# *`+regexp.QuoteMeta(line)+`$`).Match(text) {
+			t.Errorf("%s does not say %s (%v)", path, line, err)
+		}
+	}
+}
+
 // Clients wait for kmsd at its sockets, and what they write before it accepts must carry their credentials.
 func TestSocketsPassCredentials(t *testing.T) {
 	sockets, err := filepath.Glob("systemd/*.socket")
