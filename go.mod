@@ -19,6 +19,8 @@ require (
 	golang.org/x/term v0.47.0
 )
 
+require github.com/decred/dcrd/dcrec/secp256k1/v4 v4.4.1 // indirect
+
 require (
 	filippo.io/hpke v0.4.0 // indirect
 	github.com/99designs/go-keychain v0.0.0-20191008050251-8e49817e8af4 // indirect
