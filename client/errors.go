@@ -48,6 +48,7 @@ var (
 	ErrMisconfigured   error = &Error{Code: proto.CodeMisconfigured, Message: "the device cannot be used as configured"}
 	ErrRollback        error = &Error{Code: proto.CodeRollback, Message: "the store is older than its counter"}
 	ErrDamaged         error = &Error{Code: proto.CodeDamaged, Message: "the record or the store is damaged"}
+	ErrClock           error = &Error{Code: proto.CodeClock, Message: "the clock is behind the latest time the store has seen"}
 	ErrStorage         error = &Error{Code: proto.CodeStorage, Message: "the disk is full or failed"}
 	ErrInternal        error = &Error{Code: proto.CodeInternal, Message: "a defect of kmsd"}
 )

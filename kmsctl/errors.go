@@ -145,6 +145,8 @@ func wireHint(e *proto.Error) string {
 		return "find out who put the old files back; bring the newest ones, or go on with these: kmsctl unlock --accept-rollback"
 	case proto.CodeDamaged:
 		return "kmsctl store verify"
+	case proto.CodeClock:
+		return "set the clock right; if it is right and the keystore has seen a wrong time: kmsctl clock accept"
 	case proto.CodeStorage:
 		return "look at the free space of the state directory and at kmsctl doctor"
 	case proto.CodeVersion:

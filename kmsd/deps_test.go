@@ -76,6 +76,7 @@ var law = map[string][]string{
 	"client": {"client/ciphertext", "client/jose", "client/packet", "ipc/proto", "keystore/keyspec", "golang.org/x/crypto/ssh"},
 	"kmsctl": {"client", "client/ciphertext", "client/packet", "ipc/proto", "keystore/keyspec",
 		"keystore", "keystore/secmem", "enclave", "enclave/recovery", "policy", "kmsd/audit", // without a daemon: verify, restore
+		"kmsd/pki", "github.com/pelletier/go-toml/v2", // certificates of every kind and PKCS #7 in files; lists of keys to make
 		"filippo.io/age", "github.com/spf13/cobra", "golang.org/x/crypto/ssh", "golang.org/x/sys/unix", "golang.org/x/term"},
 	"docs/examples/demo": {"client", "client/packet"},
 }

@@ -93,6 +93,10 @@ func hintOf(err error) string {
 	if errors.As(err, &h) {
 		return h.hint
 	}
+	var r *engine.Remedied
+	if errors.As(err, &r) {
+		return r.Remedy
+	}
 	var e *enclave.Error
 	if errors.As(err, &e) {
 		return e.Remedy

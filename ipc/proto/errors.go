@@ -35,6 +35,7 @@ const (
 	CodeMisconfigured      Code = "misconfigured"       // the device is there but cannot be used as configured
 	CodeRollback           Code = "rollback"            // the store is older than its counter
 	CodeDamaged            Code = "damaged"             // the record, or the store, failed its integrity check
+	CodeClock              Code = "clock"               // the clock is behind the latest time that the keystore has seen
 	CodeStorage            Code = "storage"             // the disk is full or failed
 	CodeInternal           Code = "internal"            // a defect of kmsd
 )

@@ -32,3 +32,14 @@ func (t *Traced) Error() string { return t.Err.Error() }
 
 // Unwrap returns what the caller may know.
 func (t *Traced) Unwrap() error { return t.Err }
+
+// Remedied is an error with what to do about it: the next command to type.
+type Remedied struct {
+	Err    error
+	Remedy string
+}
+
+func (r *Remedied) Error() string { return r.Err.Error() }
+
+// Unwrap returns the error without the remedy.
+func (r *Remedied) Unwrap() error { return r.Err }
