@@ -226,6 +226,7 @@ func (cn *conn) write() {
 		cn.batch++
 		cn.mu.Unlock()
 		n, err := cn.writeAll(frames, hole)
+		clear(frames) // which may hold a PIN or a plaintext
 		cn.mu.Lock()
 		if cap(frames) <= keepSize {
 			cn.spare = frames[:0]
@@ -445,9 +446,13 @@ func (cn *conn) room() {
 	case cap(cn.in)-cn.start >= need && cap(cn.in) > len(cn.in):
 		return
 	case cap(cn.in) >= need && cap(cn.in) > have:
-		cn.in = cn.in[:copy(cn.in[:cap(cn.in)], cn.in[cn.start:])]
+		copy(cn.in, cn.in[cn.start:])
+		clear(cn.in[have:])
+		cn.in = cn.in[:have]
 	default:
-		cn.in = append(make([]byte, 0, need+readSize), cn.in[cn.start:]...)
+		bigger := append(make([]byte, 0, need+readSize), cn.in[cn.start:]...)
+		clear(cn.in)
+		cn.in = bigger
 	}
 	cn.start = 0
 }
@@ -499,9 +504,12 @@ func (cn *conn) next() (frame []byte, err error) {
 		return nil, fmt.Errorf("%w: frame of %d bytes", ErrProtocol, size)
 	case int64(len(rest)) >= size:
 		cn.start += 4 + int(size)
-		return append(make([]byte, 0, size), rest[:size]...), nil
+		frame = append(make([]byte, 0, size), rest[:size]...)
+		clear(rest[:size]) // in is kept
+		return frame, nil
 	case size > largeFrame:
 		cn.body = append(cn.takeBody(int(size)), rest...)
+		clear(rest)
 		cn.in, cn.start = cn.in[:0], 0
 	}
 	return nil, nil
@@ -535,6 +543,9 @@ func (cn *conn) countStreams(n int) {
 	cn.mu.Lock()
 	defer cn.mu.Unlock()
 	if cn.streams += n; cn.streams == 0 {
+		for _, b := range cn.bodies {
+			clear(b)
+		}
 		cn.bodies = nil
 	}
 }

@@ -219,6 +219,46 @@ func TestIdleStream(t *testing.T) {
 	}
 }
 
+// TestBuffersAreWiped: what went out and what came in is not in the buffers of the connection any more.
+func TestBuffersAreWiped(t *testing.T) {
+	_, c, key := streamKey(t)
+	canary := []byte("canary in plaintext")
+	found := func(cn *conn) bool {
+		cn.mu.Lock()
+		defer cn.mu.Unlock()
+		for _, b := range append([][]byte{cn.in, cn.out, cn.spare, cn.body}, cn.bodies...) {
+			if bytes.Contains(b[:cap(b)], canary) {
+				return true
+			}
+		}
+		return false
+	}
+	for _, n := range []int{1, 100, 700, 3000} { // a message, one that takes more than one read, and a stream's worth
+		plaintext := bytes.Repeat(canary, n)
+		var users sync.WaitGroup
+		for range 8 {
+			users.Go(func() {
+				sealed, err := key.EncryptBytes(t.Context(), plaintext, nil)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if got, err := key.DecryptBytes(t.Context(), sealed, nil); err != nil || !bytes.Equal(got, plaintext) {
+					t.Error(err)
+				}
+			})
+		}
+		users.Wait()
+		cn, err := c.connection(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if found(cn) {
+			t.Errorf("the plaintext of %d bytes is still there", len(plaintext))
+		}
+	}
+}
+
 // TestStreamWriterKeepsNothing: what was given to Write is the caller's again when it returns, chunks that were sent from
 // where they were too, also beside other users of the connection.
 func TestStreamWriterKeepsNothing(t *testing.T) {

@@ -56,10 +56,11 @@ func newSlotKeeper(c config, keyringState string, arena *secmem.Arena, dialer he
 	if keep, err := parseCache(c.Unlock.Cache); err == nil && keep > 0 {
 		cache = &keyring.Cache{Timeout: keep}
 	}
+	devices := newDevices(keyringState, dialer, c.Devices, log)
 	return &slotKeeper{
 		arena: arena, log: log,
-		devices: newDevices(keyringState, dialer, c.Devices, log),
-		pins:    newPINs(c.Devices, c.StateDir, log),
+		devices: devices,
+		pins:    newPINs(c.Devices, c.StateDir, devices.same, log),
 		cache:   cache,
 		homes:   c.Devices,
 		order:   c.Unlock.Order,

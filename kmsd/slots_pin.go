@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -24,15 +25,16 @@ import (
 // Invariant: a PIN that a device has refused is not tried with that device again, by no slot, no resident key and no later start of kmsd, until
 // the file is another one or a person asks for it: a few wrong PINs shut a device for good.
 type pins struct {
-	files      map[string]string // by kind of slots
-	credential map[string]bool   // kinds whose file systemd makes anew at every start, so that nothing tells whether it is another one
-	memory     string            // path of the file with what was refused; empty to keep it in memory alone
+	files      map[string]string      // by kind of slots
+	credential map[string]bool        // kinds whose file systemd makes anew at every start, so that nothing tells whether it is another one
+	memory     string                 // path of the file with what was refused; empty to keep it in memory alone
+	same       func(a, b string) bool // whether two locations are of one device
 	log        *slog.Logger
 
 	login sync.Mutex // held while resident keys are logged in to
 
 	mu      sync.Mutex
-	refused map[string]fileStamp // by deviceName
+	refused map[string]fileStamp // by a location of the device
 }
 
 // fileStamp tells a file from what was in its place before.
@@ -49,8 +51,8 @@ const (
 	maxRefusedPINs = 64 << 10 // bytes
 )
 
-func newPINs(c deviceConfig, stateDir string, log *slog.Logger) *pins {
-	p := &pins{files: map[string]string{}, credential: map[string]bool{}, refused: map[string]fileStamp{}, log: log}
+func newPINs(c deviceConfig, stateDir string, same func(a, b string) bool, log *slog.Logger) *pins {
+	p := &pins{files: map[string]string{}, credential: map[string]bool{}, refused: map[string]fileStamp{}, same: same, log: log}
 	for kind, from := range map[string]struct{ file, credential string }{
 		tpm.Kind: {c.TPMPINFile, c.TPMPINCredential}, pkcs11.Kind: {c.HSMPINFile, c.HSMPINCredential},
 	} {
@@ -120,10 +122,7 @@ func (p *pins) take(kind, location string, asked bool) (pin []byte, stamp fileSt
 		_, err = p.read(kind) // which says it better
 		return nil, stamp, err
 	}
-	p.mu.Lock()
-	before, refused := p.refused[deviceName(location)]
-	p.mu.Unlock()
-	if refused && stamp == before && !asked {
+	if !asked && p.refusedBefore(location, stamp) {
 		return nil, stamp, &enclave.Error{Kind: enclave.ErrAuth, Detail: fmt.Sprintf("the PIN in %s was refused before and is not tried again", p.files[kind]),
 			Remedy: "mend the PIN in the configuration, then ask for another attempt: kmsctl unlock --slot N"}
 	}
@@ -131,29 +130,32 @@ func (p *pins) take(kind, location string, asked bool) (pin []byte, stamp fileSt
 	return pin, stamp, err
 }
 
-// deviceName is the same for all slots of a device.
-func deviceName(location string) string {
-	if s, err := parseSpec(location); err == nil && s.kind == tpm.Kind {
-		return s.kind + ":" + s.place
+// refusedBefore reports whether the device at a location, by whatever location of it, refused the PIN of this very file.
+func (p *pins) refusedBefore(location string, stamp fileStamp) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for known, before := range p.refused {
+		if before == stamp && p.same(known, location) {
+			return true
+		}
 	}
-	return location
+	return false
 }
 
 // outcome notes whether the device at a location refused the PIN of a file as it was then.
 func (p *pins) outcome(location string, stamp fileStamp, err error) {
-	name := deviceName(location)
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	_, before := p.refused[name]
-	switch {
-	case err == nil && before:
-		delete(p.refused, name)
-	case errors.Is(err, enclave.ErrAuth):
-		p.refused[name] = stamp
-	default:
+	failed := errors.Is(err, enclave.ErrAuth)
+	if err != nil && !failed {
 		return
 	}
-	if p.memory == "" {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	known := len(p.refused)
+	maps.DeleteFunc(p.refused, func(other string, _ fileStamp) bool { return p.same(other, location) })
+	if failed {
+		p.refused[location] = stamp
+	}
+	if !failed && len(p.refused) == known || p.memory == "" {
 		return
 	}
 	data, err := json.Marshal(p.refused)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"os/exec"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/kmsd-project/kmsd/enclave"
 	"github.com/kmsd-project/kmsd/enclave/keyring"
+	"github.com/kmsd-project/kmsd/enclave/pkcs11"
 	"github.com/kmsd-project/kmsd/enclave/recovery"
 	"github.com/kmsd-project/kmsd/enclave/tpm/swtpmtest"
 	"github.com/kmsd-project/kmsd/ipc/proto"
@@ -158,13 +160,13 @@ func TestPINFromAFile(t *testing.T) {
 	write("4711")
 	s, _ := r.store(t, initParams{Enclave: spec, PIN: []byte("4711")})
 	devices, state := deviceConfig{TPMPINFile: file}, t.TempDir()
-	r.pins = newPINs(devices, state, r.slotKeeper.log)
+	r.pins = newPINs(devices, state, r.devices.same, r.slotKeeper.log)
 	r.opens(t, s, attempt{}, nil)
 	r.opens(t, s, attempt{Why: onUse}, enclave.ErrLocked)
 	write("1234")
 	for range 6 { // the TPM would be locked out after three
 		r.opens(t, s, attempt{}, enclave.ErrAuth)
-		r.pins = newPINs(devices, state, r.slotKeeper.log) // a restart
+		r.pins = newPINs(devices, state, r.devices.same, r.slotKeeper.log) // a restart
 	}
 	write("4711")
 	r.opens(t, s, attempt{}, nil)
@@ -191,12 +193,53 @@ func TestRefusedPINCountsForTheDevice(t *testing.T) {
 	if _, _, err := r.add(t.Context(), s, addParams{Enclave: spec, PIN: []byte("4711")}); err != nil {
 		t.Fatal(err)
 	}
-	r.pins = newPINs(deviceConfig{TPMPINFile: file}, t.TempDir(), r.slotKeeper.log)
+	r.pins = newPINs(deviceConfig{TPMPINFile: file}, t.TempDir(), r.devices.same, r.slotKeeper.log)
 	r.opens(t, s, attempt{}, enclave.ErrAuth)
 	r.opens(t, s, attempt{}, enclave.ErrAuth)
 	r.opens(t, s, attempt{Why: onDemand}, enclave.ErrAuth)
 	r.opens(t, s, attempt{Why: onDemand, Slot: s.Slots()[0].ID}, enclave.ErrAuth)                  // the second attempt: somebody means this slot
 	r.opens(t, s, attempt{Slot: s.Slots()[0].ID, Auth: enclave.Auth{Secret: []byte("4711")}}, nil) // a third wrong one would have locked the TPM out
+}
+
+// A token is one device under its label and under its serial number, and under the location that it has moved from. A file of what was refused that
+// cannot be read is no reason not to start.
+func TestRefusedPINByAnyLocation(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	file := filepath.Join(dir, "pin")
+	must(t, os.WriteFile(file, []byte("1234"), 0o600))
+	must(t, os.WriteFile(filepath.Join(dir, refusedPINs), []byte("{\"pkcs11:/m.so?token=a\": 7"), 0o600))
+	config := deviceConfig{HSMPINFile: file, Moved: map[string]string{"pkcs11:/old.so?token=a": "pkcs11:/m.so?token=a"}}
+	log := new(bytes.Buffer)
+	start := func() *pins {
+		logger := slog.New(slog.NewTextHandler(log, nil))
+		return newPINs(config, dir, newDevices("", nil, config, logger).same, logger)
+	}
+	p := start()
+	if !strings.Contains(log.String(), "not known which PINs") {
+		t.Errorf("log %q", log)
+	}
+	pin, stamp, err := p.take(pkcs11.Kind, "pkcs11:/m.so?token=a", false)
+	if err != nil || string(pin) != "1234" {
+		t.Fatalf("%q, %v", pin, err)
+	}
+	p.outcome("pkcs11:/m.so?token=a", stamp, enclave.ErrAuth)
+	for _, p := range []*pins{p, start()} {
+		for location, refused := range map[string]bool{
+			"pkcs11:/m.so?serial=1&token=a": true, "pkcs11:/m.so?serial=1": true, "pkcs11:/old.so?token=a": true,
+			"pkcs11:/m.so?serial=1&token=b": false, "pkcs11:/other.so?token=a": false,
+		} {
+			if _, _, err := p.take(pkcs11.Kind, location, false); errors.Is(err, enclave.ErrAuth) != refused {
+				t.Errorf("%s: %v", location, err)
+			}
+		}
+	}
+	p.outcome("pkcs11:/m.so?serial=1&token=a", stamp, nil)
+	for _, p := range []*pins{p, start()} {
+		if _, _, err := p.take(pkcs11.Kind, "pkcs11:/m.so?token=a", false); err != nil {
+			t.Errorf("accepted since: %v", err)
+		}
+	}
 }
 
 // A TPM whose owner hierarchy has a password is used with the one in the configuration.

@@ -68,9 +68,9 @@ func (k *slotKeeper) unlockCandidates(ctx context.Context, s *keystore.Store, a 
 		return &enclave.Error{Kind: enclave.ErrLocked, Detail: "every slot of the keystore", Remedy: "kmsctl unlock"}
 	}
 	var first error
-	refused := map[string]bool{} // devices that refused the PIN: it is not tried with another slot of theirs
+	var refused []string // locations of devices that refused the PIN: it is not tried with another slot of theirs
 	for _, slot := range candidates {
-		if refused[deviceName(slot.Location)] && needOf(slot) == needsPIN {
+		if needOf(slot) == needsPIN && slices.ContainsFunc(refused, func(r string) bool { return k.devices.same(r, slot.Location) }) {
 			continue
 		}
 		err := k.unlockByItself(ctx, s, slot, a)
@@ -78,7 +78,7 @@ func (k *slotKeeper) unlockCandidates(ctx context.Context, s *keystore.Store, a 
 			return nil
 		}
 		if errors.Is(err, enclave.ErrAuth) {
-			refused[deviceName(slot.Location)] = true
+			refused = append(refused, slot.Location)
 		}
 		if first == nil {
 			first = err

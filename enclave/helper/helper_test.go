@@ -582,20 +582,43 @@ func TestSockets(t *testing.T) {
 type pipe struct{ play func(*net.UnixConn) }
 
 func (p pipe) Dial(context.Context, string) (*Link, error) {
-	a, b, err := socketPair(unix.SOCK_STREAM)
-	if err != nil {
-		return nil, err
-	}
-	ours, err := unixConn(a)
-	if err != nil {
-		return nil, err
-	}
-	theirs, err := unixConn(b)
+	ours, theirs, err := connections()
 	if err != nil {
 		return nil, err
 	}
 	go p.play(theirs)
 	return &Link{conn: ours}, nil
+}
+
+// connections returns both ends of a connection.
+func connections() (ours, theirs *net.UnixConn, err error) {
+	a, b, err := socketPair(unix.SOCK_STREAM)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer b.Close()
+	if ours, err = unixConn(a); err != nil {
+		return nil, nil, err
+	}
+	if theirs, err = unixConn(b); err != nil {
+		ours.Close()
+		return nil, nil, err
+	}
+	return ours, theirs, nil
+}
+
+// connect is connections for a test, which closes them when it ends.
+func connect(t *testing.T) (ours, theirs *net.UnixConn) {
+	t.Helper()
+	ours, theirs, err := connections()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ours.Close()
+		theirs.Close()
+	})
+	return ours, theirs
 }
 
 func answerOpen(t *testing.T, c *net.UnixConn) {
@@ -688,13 +711,7 @@ func TestReplyToNobodyIsDropped(t *testing.T) {
 }
 
 func TestHelperOfAnotherVersionIsRefused(t *testing.T) {
-	a, b, err := socketPair(unix.SOCK_STREAM)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ours, _ := unixConn(a)
-	theirs, _ := unixConn(b)
-	defer ours.Close()
+	ours, theirs := connect(t)
 	server := Server{Opener: testOpener{}}
 	go server.Serve(theirs)
 	out, err := proto.AppendRequest(nil, 1, proto.OpHelperOpen, &proto.HelperOpen{Version: proto.HelperVersion + 1}, nil)
@@ -719,18 +736,7 @@ func TestHelperOfAnotherVersionIsRefused(t *testing.T) {
 // serveBytes lets a helper read the bytes, and returns when it has ended the connection.
 func serveBytes(t *testing.T, data []byte) {
 	t.Helper()
-	a, b, err := socketPair(unix.SOCK_STREAM)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ours, err := unixConn(a)
-	if err != nil {
-		t.Fatal(err)
-	}
-	theirs, err := unixConn(b)
-	if err != nil {
-		t.Fatal(err)
-	}
+	ours, theirs := connect(t)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

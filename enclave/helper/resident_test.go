@@ -504,18 +504,7 @@ func TestFailedDoShowsNothing(t *testing.T) {
 
 // No frame that carried a secret is left in the buffers, on neither side.
 func TestFramesAreWiped(t *testing.T) {
-	a, b, err := socketPair(unix.SOCK_STREAM)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ours, err := unixConn(a)
-	if err != nil {
-		t.Fatal(err)
-	}
-	theirs, err := unixConn(b)
-	if err != nil {
-		t.Fatal(err)
-	}
+	ours, theirs := connect(t)
 	server := Server{Opener: testOpener{}}
 	done := make(chan error, 1)
 	go func() { done <- server.Serve(theirs) }()

@@ -7,8 +7,6 @@ import (
 	"os/user"
 	"strconv"
 	"testing"
-
-	"golang.org/x/sys/unix"
 )
 
 // Who answers is told by what the kernel attaches to each read, not by who made the socket.
@@ -18,18 +16,7 @@ func TestLinkReadsTheHelperOnly(t *testing.T) {
 		senders []uint32
 		want    error
 	}{{[]uint32{me}, nil}, {[]uint32{me + 1, me}, nil}, {[]uint32{me + 1}, errSender}, {[]uint32{}, errSender}} {
-		a, b, err := socketPair(unix.SOCK_STREAM)
-		if err != nil {
-			t.Fatal(err)
-		}
-		ours, err := unixConn(a)
-		if err != nil {
-			t.Fatal(err)
-		}
-		theirs, err := unixConn(b)
-		if err != nil {
-			t.Fatal(err)
-		}
+		ours, theirs := connect(t)
 		if err := passCredentials(ours); err != nil {
 			t.Fatal(err)
 		}

@@ -61,7 +61,7 @@ type Engine struct {
 	gates     gates
 	residents *lru[keyspec.Ref, *loaded]
 	spaces    namespaces
-	openings  stripes
+	openings  openings
 
 	counters counters
 	writers  stripes

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"context"
 	"crypto"
 	"crypto/ecdh"
 	"crypto/ecdsa"
@@ -294,9 +295,49 @@ func lostNamespace(err error, module keyspec.Name) error {
 		Remedy: fmt.Sprintf("the device that guards the namespace %s is gone: only a backup opens it, by the escrow recipients, if it has them (kmsctl backup restore)", module)}
 }
 
+// openings are the namespaces that somebody opens. That takes a device, which may hang, so whoever else needs one of them waits no longer
+// than his request does, and nobody waits for a namespace that is not his.
+type openings struct {
+	mu   sync.Mutex
+	busy map[string]chan struct{} // closed at the end
+}
+
+// take waits for the turn to open a namespace, which done ends.
+func (o *openings) take(ctx context.Context, namespace string) (done func(), err error) {
+	for {
+		o.mu.Lock()
+		busy := o.busy[namespace]
+		if busy == nil {
+			break
+		}
+		o.mu.Unlock()
+		select {
+		case <-busy:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	defer o.mu.Unlock()
+	if o.busy == nil {
+		o.busy = make(map[string]chan struct{})
+	}
+	mine := make(chan struct{})
+	o.busy[namespace] = mine
+	return func() {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		delete(o.busy, namespace)
+		close(mine)
+	}, nil
+}
+
 // openNamespace has the device that guards a namespace open it.
 func (u *use) openNamespace(namespace string) error {
-	defer u.openings.lock(keyspec.Name(namespace))()
+	done, err := u.openings.take(u.ctx, namespace)
+	if err != nil {
+		return err
+	}
+	defer done()
 	state, err := u.store.Namespace(namespace)
 	if err != nil {
 		return err

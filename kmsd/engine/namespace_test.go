@@ -2,7 +2,9 @@ package engine
 
 import (
 	"bytes"
+	"context"
 	"errors"
+	"fmt"
 	"os"
 	"testing"
 	"time"
@@ -124,6 +126,51 @@ func TestGuardRefusals(t *testing.T) {
 	want(t, "in software", err, ErrInput)
 	if k.count() != 0 {
 		t.Errorf("%d keys were left in the device", k.count())
+	}
+}
+
+// TestOpeningHoldsUpNobodyElse: while a device that hangs is to open a namespace, others wait for that no longer than they have time, and
+// namespaces that other devices guard are opened.
+func TestOpeningHoldsUpNobodyElse(t *testing.T) {
+	h, k := newResidentHouse(t)
+	if err := h.createModule("M", keyspec.ECDSAP256, keyspec.EscrowNone); err != nil {
+		t.Fatal(err)
+	}
+	h.create("M/soft", keyspec.AES256GCM)
+	sealed := h.encrypt("M/soft", "data")
+	h.cold()
+	stuck := make(chan struct{})
+	k.set(func() { k.hang = stuck })
+	asked := k.asked.Load()
+	first := make(chan error)
+	go func() {
+		_, err := h.decrypt(h.app, "M/soft", sealed)
+		first <- err
+	}()
+	for k.asked.Load() == asked {
+		time.Sleep(time.Millisecond)
+	}
+	for i := range 200 { // more than there could be locks for
+		done, err := h.openings.take(t.Context(), fmt.Sprint("N", i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer done()
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	_, _, err := h.Decrypt(ctx, h.app, ref(t, "M/soft"), sealed, []byte("aad"), nil, nil)
+	want(t, "another, whose time is over", err, context.DeadlineExceeded)
+	second := make(chan error)
+	go func() {
+		_, err := h.decrypt(h.app, "M/soft", sealed)
+		second <- err
+	}()
+	close(stuck)
+	want(t, "the first", <-first, nil)
+	want(t, "the second", <-second, nil)
+	if n := k.asked.Load() - asked; n != 1 {
+		t.Errorf("the device was asked %d times", n)
 	}
 }
 

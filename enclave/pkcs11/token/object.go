@@ -131,10 +131,14 @@ func secretTemplate(id []byte, label string, may ...crypto11.AttributeType) (cry
 		crypto11.CkaWrap, crypto11.CkaUnwrap, crypto11.CkaDerive}, may)
 }
 
-// privateTemplate is the same for the private half of a pair.
-func privateTemplate(id []byte, label string, may ...crypto11.AttributeType) (crypto11.AttributeSet, error) {
-	return template(id, label, []crypto11.AttributeType{crypto11.CkaDecrypt, crypto11.CkaSign, crypto11.CkaSignRecover, crypto11.CkaUnwrap,
+// pairTemplates are the same for a pair: its private half may do only what is named, and the public half is for those who look at the token.
+func pairTemplates(id []byte, label string, may ...crypto11.AttributeType) (private, public crypto11.AttributeSet, err error) {
+	private, err = template(id, label, []crypto11.AttributeType{crypto11.CkaDecrypt, crypto11.CkaSign, crypto11.CkaSignRecover, crypto11.CkaUnwrap,
 		crypto11.CkaDerive}, may)
+	if err == nil {
+		public, err = publicTemplate(id, label)
+	}
+	return private, public, err
 }
 
 func template(id []byte, label string, all, may []crypto11.AttributeType) (crypto11.AttributeSet, error) {
@@ -157,7 +161,6 @@ func template(id []byte, label string, all, may []crypto11.AttributeType) (crypt
 	return a, nil
 }
 
-// publicTemplate is the template of the public half of a pair, which nobody needs but those who look at the token.
 func publicTemplate(id []byte, label string) (crypto11.AttributeSet, error) {
 	a, err := crypto11.NewAttributeSetWithIDAndLabel(id, []byte(label))
 	if err != nil {

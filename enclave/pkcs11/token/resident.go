@@ -131,11 +131,7 @@ func (c *connection) make(s pkcs11.SessionHandle, a algorithm, may []crypto11.At
 }
 
 func (c *connection) generateRSA(id []byte, label string, bits int, may ...crypto11.AttributeType) (crypto.PublicKey, error) {
-	private, err := privateTemplate(id, label, may...)
-	if err != nil {
-		return nil, err
-	}
-	public, err := publicTemplate(id, label)
+	private, public, err := pairTemplates(id, label, may...)
 	if err != nil {
 		return nil, err
 	}
@@ -147,11 +143,7 @@ func (c *connection) generateRSA(id []byte, label string, bits int, may ...crypt
 }
 
 func (c *connection) generateEC(id []byte, label string, curve elliptic.Curve, may ...crypto11.AttributeType) (*ecdsa.PublicKey, error) {
-	private, err := privateTemplate(id, label, may...)
-	if err != nil {
-		return nil, err
-	}
-	public, err := publicTemplate(id, label)
+	private, public, err := pairTemplates(id, label, may...)
 	if err != nil {
 		return nil, err
 	}
@@ -164,11 +156,7 @@ func (c *connection) generateEC(id []byte, label string, curve elliptic.Curve, m
 
 // generateEd25519 does what crypto11 has no function for. The curve is named by its object identifier (RFC 8410 section 3).
 func (c *connection) generateEd25519(s pkcs11.SessionHandle, id []byte, label string, may ...crypto11.AttributeType) (ed25519.PublicKey, error) {
-	private, err := privateTemplate(id, label, may...)
-	if err != nil {
-		return nil, err
-	}
-	public, err := publicTemplate(id, label)
+	private, public, err := pairTemplates(id, label, may...)
 	if err != nil {
 		return nil, err
 	}
