@@ -180,6 +180,14 @@ type Importer interface {
 	Import(ctx context.Context, file, password []byte, s Spec) (b Blob, spki []byte, err error)
 }
 
+// Machine is implemented by enclaves that hold the identity of a registration machine: the two keys that MOSIP's client has the device make
+// from its own seed and a fixed template, so that they are the same ones each time. It is found by type assertion.
+type Machine interface {
+	// MachineKey finds the machine's key for signatures or, when s has the usage decrypt, that for decryption, and returns what Generate does.
+	// Do takes the blob; Destroy only has the device keep the key no longer, since its template makes it again.
+	MachineKey(ctx context.Context, s Spec) (b Blob, spki []byte, err error)
+}
+
 // Spec describes a resident key to be made.
 type Spec struct {
 	ID        [16]byte // random, chosen by the caller; what the device files the key under

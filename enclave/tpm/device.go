@@ -332,8 +332,7 @@ func (d *device) parent() (*object, error) {
 			InPublic:      tpm2.New2B(storageTemplate()),
 		}.Execute(d)
 		if isOneOf(err, tpm2.TPMRCBadAuth, tpm2.TPMRCAuthFail, tpm2.TPMRCLockout) {
-			return nil, &enclave.Error{Kind: enclave.ErrMisconfigured, Detail: "the owner hierarchy of the TPM has another password", Cause: err,
-				Remedy: "configure the owner password, or remove it (tpm2_changeauth -c owner)"}
+			return nil, otherOwner(err)
 		}
 		if err != nil {
 			return nil, err
@@ -354,6 +353,11 @@ func (d *device) parent() (*object, error) {
 		return nil, replaced(d.pinned, d.root.name.Buffer)
 	}
 	return d.root, nil
+}
+
+func otherOwner(cause error) error {
+	return &enclave.Error{Kind: enclave.ErrMisconfigured, Detail: "the owner hierarchy of the TPM has another password", Cause: cause,
+		Remedy: "configure the owner password, or remove it (tpm2_changeauth -c owner)"}
 }
 
 func replaced(want, have []byte) error {
@@ -415,23 +419,36 @@ const hotKeys = 2
 
 // hotKey is a resident key that is loaded. It is still authorised at every use.
 type hotKey struct {
-	private []byte // of its blob
-	object  *object
+	id     []byte // the private area of its blob, or the public one of a machine's key
+	object *object
 }
 
-// warm returns the resident key, loaded.
-func (d *device) warm(root *object, k *key) (*object, error) {
+// isHot returns the key with this id if it is loaded, and has it be the one used last.
+func (d *device) isHot(id []byte) *object {
 	for i, h := range d.hot {
-		if bytes.Equal(h.private, k.private) {
+		if bytes.Equal(h.id, id) {
 			copy(d.hot[1:i+1], d.hot[:i])
 			d.hot[0] = h
-			return h.object, nil
+			return h.object
 		}
 	}
+	return nil
+}
+
+// makeRoom unloads the resident key that was not used for longest, when there is no room for another.
+func (d *device) makeRoom() {
 	if n := len(d.hot); n == hotKeys {
 		d.flush(d.hot[n-1].object)
 		d.hot = d.hot[:n-1]
 	}
+}
+
+// warm returns the resident key, loaded.
+func (d *device) warm(root *object, k *key) (*object, error) {
+	if o := d.isHot(k.private); o != nil {
+		return o, nil
+	}
+	d.makeRoom()
 	o, err := d.load(root, k.public, k.private)
 	if err != nil {
 		return nil, err

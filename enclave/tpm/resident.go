@@ -83,6 +83,9 @@ func (t *TPM) Do(ctx context.Context, b enclave.Blob, op enclave.Op, dst []byte)
 	if t.closed() {
 		return nil, errClosed()
 	}
+	if isMachine(b) {
+		return t.doMachine(ctx, b, op, dst)
+	}
 	k, err := decodeKey(bytes.Clone(b))
 	if err != nil {
 		return nil, err
@@ -108,12 +111,8 @@ func (t *TPM) Do(ctx context.Context, b enclave.Blob, op enclave.Op, dst []byte)
 		if r.scheme, err = schemeOf(a, op.Usage, op.Scheme); err != nil {
 			return nil, err
 		}
-		if !op.Digest {
-			h := r.scheme.hash.New()
-			h.Write(op.Input)
-			r.input = h.Sum(nil)
-		} else if len(op.Input) != r.scheme.hash.Size() {
-			return nil, unsupported("digest of %d bytes for %s", len(op.Input), r.scheme.name)
+		if err := r.digest(&op, r.scheme.hash); err != nil {
+			return nil, err
 		}
 		do = r.sign
 	case keyspec.Decrypt, keyspec.Unwrap:
@@ -123,12 +122,8 @@ func (t *TPM) Do(ctx context.Context, b enclave.Blob, op enclave.Op, dst []byte)
 		if r.scheme, err = schemeOf(a, op.Usage, op.Scheme); err != nil {
 			return nil, err
 		}
-		// A TPM takes a label only with the zero at its end, and takes the zero into the hash (TPM 2.0 part 1 annex B.4).
-		if n := len(r.label); n > 0 && bytes.IndexByte(r.label, 0) != n-1 {
-			return nil, unsupported("OAEP label for a TPM that does not end in its only zero byte")
-		}
-		if size := int(a.bits / 8); len(op.Input) != size {
-			return nil, errDecryption
+		if err := r.ciphertext(int(a.bits / 8)); err != nil {
+			return nil, err
 		}
 		do = r.decrypt
 	case keyspec.MAC:
@@ -188,8 +183,12 @@ func (d *device) withKey(k *key, auth []byte, do func(d *device, root, o *object
 	return result, err
 }
 
-// Destroy checks the blob. A TPM keeps nothing of a resident key: the key is gone with the last copy of its blob.
-func (t *TPM) Destroy(_ context.Context, b enclave.Blob) error {
+// Destroy checks the blob. A TPM keeps nothing of a resident key: the key is gone with the last copy of its blob. Of a machine's key it
+// frees what the TPM keeps.
+func (t *TPM) Destroy(ctx context.Context, b enclave.Blob) error {
+	if isMachine(b) {
+		return t.destroyMachine(ctx, b)
+	}
 	_, err := decodeKey(b)
 	return err
 }
@@ -202,4 +201,5 @@ var (
 	_ enclave.Resident = (*TPM)(nil)
 	_ enclave.Counter  = (*TPM)(nil)
 	_ enclave.Importer = (*TPM)(nil)
+	_ enclave.Machine  = (*TPM)(nil)
 )

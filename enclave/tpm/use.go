@@ -26,6 +26,32 @@ type use struct {
 	hash   tpm2.TPMIAlgHash // of an HMAC key
 }
 
+// digest makes what is signed of the input of op.
+func (r *use) digest(op *enclave.Op, hash crypto.Hash) error {
+	if op.Digest {
+		if len(op.Input) != hash.Size() {
+			return unsupported("digest of %d bytes for %v", len(op.Input), hash)
+		}
+		return nil
+	}
+	h := hash.New()
+	h.Write(op.Input)
+	r.input = h.Sum(nil)
+	return nil
+}
+
+// ciphertext checks what an RSA key of size bytes is to decrypt. A TPM takes a label only with the zero at its end, and takes the zero into
+// the hash (TPM 2.0 part 1 annex B.4).
+func (r *use) ciphertext(size int) error {
+	if n := len(r.label); n > 0 && bytes.IndexByte(r.label, 0) != n-1 {
+		return unsupported("OAEP label for a TPM that does not end in its only zero byte")
+	}
+	if len(r.input) != size {
+		return errDecryption
+	}
+	return nil
+}
+
 // sign does not salt its session: nothing in it is secret, and the auth value of 192 random bits authenticates both ways. That saves the
 // TPM an operation that costs as much as the signature.
 //
