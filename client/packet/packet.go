@@ -13,9 +13,9 @@
 //
 // # Memory
 //
-// AES-GCM authenticates a packet with one tag at its very end, so a packet is decrypted in memory as a whole: nothing
-// less keeps unverified plaintext from getting out. Encryption and decryption work in place, in one buffer of the size of
-// the packet, at most [MaxSize].
+// AES-GCM authenticates a packet with one tag at its very end. So that no unverified plaintext gets out, [Decrypt] decrypts a packet
+// in memory as a whole, and [DecryptTo] reads it twice. Encrypt and Decrypt work in place, in one buffer of the size of the packet,
+// at most [MaxSize]; [EncryptTo] and [DecryptTo] need the same little memory for packets of every size.
 //
 // # Security
 //
@@ -84,7 +84,7 @@ func Encrypt(certificate *x509.Certificate, plaintext io.Reader, size int64) ([]
 		return nil, err
 	}
 	if len(packet) == before {
-		return nil, fmt.Errorf("%w: empty plaintext", ErrFormat)
+		return nil, errEmpty
 	}
 	aead, err := newGCM(key, nonceSize)
 	if err != nil {
@@ -142,6 +142,9 @@ var splitter = []byte("#KEY_SPLITTER#")
 // versionR2 begins the payload that carries its own additional data.
 var versionR2 = []byte("VER_R2")
 
+// maxHead is where the splitter of a payload ends at the latest, in bytes.
+const maxHead = len("VER_R2") + 32 + 512 + len("#KEY_SPLITTER#")
+
 // parts is a payload taken apart.
 type parts struct {
 	version2   bool
@@ -153,8 +156,7 @@ type parts struct {
 // split takes a payload apart at its first splitter. What stands before it is told apart by its length alone: a wrapped
 // key is as long as the modulus, and no two layouts have the same length.
 func split(payload []byte) (parts, error) {
-	const most = len("VER_R2") + 32 + 512
-	at := bytes.Index(payload[:min(len(payload), most+len(splitter))], splitter)
+	at := bytes.Index(payload[:min(len(payload), maxHead)], splitter)
 	if at < 0 {
 		return parts{}, fmt.Errorf("%w: no %s where it has to be", ErrFormat, splitter)
 	}
@@ -181,14 +183,11 @@ func (p *parts) open(ctx context.Context, u Unwrapper, dst, ciphertext, nonce, a
 	if len(ciphertext) <= tagSize {
 		return nil, fmt.Errorf("%w: ciphertext of %d bytes is too short", ErrFormat, len(ciphertext))
 	}
-	key, err := u.Unwrap(ctx, p.thumbprint, p.wrapped)
+	key, err := p.unwrap(ctx, u)
 	if err != nil {
-		return nil, fmt.Errorf("unwrap the packet key: %w", err)
+		return nil, err
 	}
 	defer clear(key)
-	if len(key) != keySize {
-		return nil, ErrDecryption
-	}
 	aead, err := newGCM(key, len(nonce))
 	if err != nil {
 		return nil, err
@@ -198,4 +197,16 @@ func (p *parts) open(ctx context.Context, u Unwrapper, dst, ciphertext, nonce, a
 		return nil, ErrDecryption
 	}
 	return plaintext, nil
+}
+
+func (p *parts) unwrap(ctx context.Context, u Unwrapper) ([]byte, error) {
+	key, err := u.Unwrap(ctx, p.thumbprint, p.wrapped)
+	if err != nil {
+		return nil, fmt.Errorf("unwrap the packet key: %w", err)
+	}
+	if len(key) != keySize {
+		clear(key)
+		return nil, ErrDecryption
+	}
+	return key, nil
 }

@@ -271,6 +271,7 @@ func TestRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	good = append(good, make([]byte, 64)...)[:len(good)] // so that it can be cut longer
 	const splitterAt = 32 + 256
 	for _, test := range []struct {
 		name, message string
@@ -287,10 +288,10 @@ func TestRefused(t *testing.T) {
 		{"other version", "294 bytes before", append([]byte("VER_R3"), good...), Options{}},
 		{"second splitter", "0 bytes before", append(bytes.Clone(splitter), good...), Options{}},
 		{"no body", "too few", good[:splitterAt+14], Options{}},
-		{"body is the tag alone", "too short", good[:splitterAt+14+16], Options{Salt: []byte("twelve bytes")}},
+		{"body is the tag alone", "too few", good[:splitterAt+14+16], Options{Salt: []byte("twelve bytes")}},
 		{"no place for the nonce", "too few", good[:splitterAt+14+15], Options{AAD: []byte("a")}},
 		{"no place for the aad", "too few", append([]byte("VER_R2"), good[:splitterAt+14+31]...), Options{}},
-		{"nothing after the aad", "too short", append([]byte("VER_R2"), append(good[:splitterAt+14:splitterAt+14], make([]byte, 48)...)...), Options{}},
+		{"nothing after the aad", "too few", append([]byte("VER_R2"), append(good[:splitterAt+14:splitterAt+14], make([]byte, 48)...)...), Options{}},
 		{"salt with VER_R2", "no salt", append([]byte("VER_R2"), good...), Options{Salt: []byte("twelve bytes")}},
 		{"salt too long", "257", good, Options{Salt: make([]byte, 257)}},
 	} {

@@ -9,6 +9,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"fmt"
+	"slices"
 )
 
 // Sizes in bytes.
@@ -37,15 +38,41 @@ type Options struct {
 //
 // The key is used once, so a salt that comes again does no harm.
 func EncryptPayload(certificate *x509.Certificate, plaintext []byte, o Options) ([]byte, error) {
-	to, err := newRecipient(certificate)
-	if err != nil {
-		return nil, err
-	}
 	if len(plaintext) == 0 {
-		return nil, fmt.Errorf("%w: empty plaintext", ErrFormat)
+		return nil, errEmpty
 	}
 	if len(plaintext) > MaxSize {
 		return nil, fmt.Errorf("%w: %d bytes, at most %d", ErrTooLarge, len(plaintext), MaxSize)
+	}
+	f, err := newFrame(certificate, o)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(f.key)
+	aead, err := newGCM(f.key, len(f.nonce))
+	if err != nil {
+		return nil, err
+	}
+	payload := make([]byte, 0, len(f.before)+len(plaintext)+tagSize+len(f.after))
+	payload = append(payload, f.before...)
+	payload = aead.Seal(payload, f.nonce, plaintext, f.aad)
+	return append(payload, f.after...), nil
+}
+
+var errEmpty = fmt.Errorf("%w: empty plaintext", ErrFormat)
+
+// frame is a payload that is being made, without its ciphertext.
+type frame struct {
+	key           []byte
+	nonce, aad    []byte
+	before, after []byte // what stands around the ciphertext and its tag
+}
+
+// newFrame makes a fresh key for the holder of certificate and what stands around the ciphertext.
+func newFrame(certificate *x509.Certificate, o Options) (*frame, error) {
+	to, err := newRecipient(certificate)
+	if err != nil {
+		return nil, err
 	}
 	if len(o.Salt) > maxSaltSize {
 		return nil, fmt.Errorf("%w: salt of %d bytes, at most %d", ErrFormat, len(o.Salt), maxSaltSize)
@@ -54,38 +81,21 @@ func EncryptPayload(certificate *x509.Certificate, plaintext []byte, o Options) 
 	if err != nil {
 		return nil, err
 	}
-	defer clear(key)
-
-	var fresh [aadSize]byte
-	rand.Read(fresh[:])
-	nonce, aad := o.Salt, o.AAD
-	version2, trailing := false, []byte(nil)
+	fresh := make([]byte, aadSize)
+	rand.Read(fresh)
+	f := &frame{key: key, nonce: o.Salt, aad: o.AAD}
+	var first, last []byte
 	switch {
 	case len(o.Salt) > 0:
 	case len(o.AAD) > 0:
-		trailing = fresh[:longIVSize]
-		nonce = trailing
+		f.nonce = fresh[:longIVSize]
+		f.after = f.nonce
 	default:
-		version2 = true
-		nonce, aad = fresh[:nonceSize], fresh[:]
+		f.nonce, f.aad = fresh[:nonceSize], fresh
+		first, last = versionR2, fresh
 	}
-	aead, err := newGCM(key, len(nonce))
-	if err != nil {
-		return nil, err
-	}
-	size := len(versionR2) + len(to.thumbprint) + len(wrapped) + len(splitter) + aadSize + len(plaintext) + tagSize + len(trailing)
-	payload := make([]byte, 0, size)
-	if version2 {
-		payload = append(payload, versionR2...)
-	}
-	payload = append(payload, to.thumbprint[:]...)
-	payload = append(payload, wrapped...)
-	payload = append(payload, splitter...)
-	if version2 {
-		payload = append(payload, aad...)
-	}
-	payload = aead.Seal(payload, nonce, plaintext, aad)
-	return append(payload, trailing...), nil
+	f.before = slices.Concat(first, to.thumbprint[:], wrapped, splitter, last)
+	return f, nil
 }
 
 // DecryptPayload decrypts a payload; o must be what it was made with. A VER_R2 payload carries its own additional data,
@@ -98,25 +108,41 @@ func DecryptPayload(ctx context.Context, u Unwrapper, payload []byte, o Options)
 	if err != nil {
 		return nil, err
 	}
+	before, after, err := p.around(o)
+	if err != nil {
+		return nil, err
+	}
+	if len(p.body) <= before+after+tagSize {
+		return nil, errShort(int64(len(p.body)))
+	}
+	nonce, aad := o.Salt, o.AAD
+	switch {
+	case before > 0:
+		nonce, aad = p.body[:nonceSize], p.body[:aadSize]
+	case after > 0:
+		nonce = p.body[len(p.body)-after:]
+	}
+	return p.open(ctx, u, nil, p.body[before:len(p.body)-after], nonce, aad)
+}
+
+// around returns how many bytes of the body of a payload stand before and after its ciphertext: the additional data of a VER_R2
+// payload, or the nonce of one with neither those nor a salt.
+func (p *parts) around(o Options) (before, after int, err error) {
 	switch {
 	case len(o.Salt) > maxSaltSize:
-		return nil, fmt.Errorf("%w: salt of %d bytes, at most %d", ErrFormat, len(o.Salt), maxSaltSize)
+		return 0, 0, fmt.Errorf("%w: salt of %d bytes, at most %d", ErrFormat, len(o.Salt), maxSaltSize)
 	case len(o.Salt) > 0 && p.version2:
-		return nil, fmt.Errorf("%w: a VER_R2 payload has no salt", ErrFormat)
+		return 0, 0, fmt.Errorf("%w: a VER_R2 payload has no salt", ErrFormat)
 	case len(o.Salt) > 0:
-		return p.open(ctx, u, nil, p.body, o.Salt, o.AAD)
+		return 0, 0, nil
 	case p.version2:
-		if len(p.body) < aadSize {
-			return nil, fmt.Errorf("%w: %d bytes after the splitter are too few", ErrFormat, len(p.body))
-		}
-		return p.open(ctx, u, nil, p.body[aadSize:], p.body[:nonceSize], p.body[:aadSize])
-	default:
-		if len(p.body) < longIVSize {
-			return nil, fmt.Errorf("%w: %d bytes after the splitter are too few", ErrFormat, len(p.body))
-		}
-		end := len(p.body) - longIVSize
-		return p.open(ctx, u, nil, p.body[:end], p.body[end:], o.AAD)
+		return aadSize, 0, nil
 	}
+	return 0, longIVSize, nil
+}
+
+func errShort(n int64) error {
+	return fmt.Errorf("%w: %d bytes after the splitter are too few", ErrFormat, n)
 }
 
 // recipient is the holder of a certificate.
