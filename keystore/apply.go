@@ -29,6 +29,7 @@ type prepared struct {
 }
 
 type preparedChange struct {
+	label    string // what errors say it is about
 	name     keyspec.Name
 	meta     recordKey
 	expected uint64
@@ -36,6 +37,11 @@ type preparedChange struct {
 	puts     []put
 	erased   int
 	bump     bool
+
+	// Of a document, which has neither name nor guard.
+	document  bool
+	deleted   bool
+	tombstone uint64 // revision of the one that was there before and was deleted, 0 for none
 
 	// Of what was prepared for one state of the namespace wrapping keys and must not be committed in another.
 	base   bool   // it has material of a base key
@@ -62,14 +68,14 @@ func (p *prepared) wipe() {
 // the error is ErrStorage, when only reading the keys again will tell. The context is looked at before the commit begins; a commit
 // that began is waited for.
 //
-// It returns ErrExists, ErrNotFound or ErrConflict when a key is not at the revision its change is based on, ErrInvalid when the keys
+// It returns ErrExists, ErrNotFound or ErrConflict when a key or document is not at the revision its change is based on, ErrInvalid when they
 // are not well-formed, a *DuplicateError when the request key was used before, and ErrStorage when the disk is full or fails.
 func (s *Store) Apply(ctx context.Context, c Commit) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if len(c.Audit) > maxAudit || len(c.RequestKey) > maxRequestKey || len(c.Changes) > maxChanges {
-		return fmt.Errorf("%w: commit", ErrTooLarge)
+	if err := c.checkSize(); err != nil {
+		return err
 	}
 	if err := c.checkGuards(); err != nil {
 		return err
@@ -91,8 +97,20 @@ func (s *Store) Apply(ctx context.Context, c Commit) error {
 	return nil
 }
 
-// errStale says that a commit was prepared with a namespace wrapping key that is not the right one any more.
-var errStale = fmt.Errorf("%w: the namespace got another wrapping key", ErrConflict)
+// errStale says that a commit was prepared with a namespace wrapping key that is not the right one any more, or for the place of a
+// deleted document that another one had since. It has to be prepared again.
+var errStale = fmt.Errorf("%w: again and again", ErrConflict)
+
+func (c *Commit) checkSize() error {
+	size := 0
+	for i := range c.Documents {
+		size += len(c.Documents[i].Data)
+	}
+	if len(c.Audit) > maxAudit || len(c.RequestKey) > maxRequestKey || len(c.Changes)+len(c.Documents) > maxChanges || size > maxDocumentBytes {
+		return fmt.Errorf("%w: commit", ErrTooLarge)
+	}
+	return nil
+}
 
 func (s *Store) prepareAndCommit(c Commit) (*prepared, error) {
 	p, err := s.prepare(c)
@@ -130,18 +148,24 @@ func (s *Store) prepare(c Commit) (*prepared, error) {
 	if s.secrets == nil {
 		return nil, ErrLocked
 	}
-	p := &prepared{audit: c.Audit, changes: make([]preparedChange, len(c.Changes))}
-	seen := make(map[recordID]bool, len(c.Changes))
-	for i := range c.Changes {
-		err := s.prepareChange(&p.changes[i], &c.Changes[i])
-		if err == nil && seen[p.changes[i].meta.id()] {
-			err = fmt.Errorf("%w: two changes of %s", ErrInvalid, c.Changes[i].Key.Name)
+	p := &prepared{audit: c.Audit, changes: make([]preparedChange, len(c.Changes)+len(c.Documents))}
+	seen := make(map[recordKey]bool, len(p.changes))
+	for i := range p.changes {
+		to := &p.changes[i]
+		var err error
+		if i < len(c.Changes) {
+			err = s.prepareChange(to, &c.Changes[i])
+		} else {
+			err = s.prepareDocument(to, &c.Documents[i-len(c.Changes)])
+		}
+		if err == nil && seen[to.meta] {
+			err = fmt.Errorf("%w: two changes of %s", ErrInvalid, to.label)
 		}
 		if err != nil {
 			p.wipe()
 			return nil, err
 		}
-		seen[p.changes[i].meta.id()] = true
+		seen[to.meta] = true
 	}
 	if len(c.RequestKey) > 0 {
 		if len(c.Changes) == 0 {
@@ -174,7 +198,7 @@ func (s *Store) sealChange(p *preparedChange, c *Change) error {
 	id := s.recordID(next.Name)
 	p.guards = s.guardChanges.Load()
 	p.base = len(c.Material) > 0 && !next.Name.IsModule()
-	p.name, p.meta, p.expected = next.Name, id.at(0), c.Key.Revision
+	p.label, p.name, p.meta, p.expected = string(next.Name), next.Name, id.at(0), c.Key.Revision
 
 	old := &metadata{}
 	meta := entry{key: p.meta, revision: next.Revision}

@@ -18,6 +18,7 @@ var (
 	bucketMeta     = []byte("meta")     // record id||0 -> metadata record
 	bucketMaterial = []byte("material") // record id||version -> material record; id||0 the namespace wrapping key
 	bucketPublic   = []byte("public")   // record id||version -> public record
+	bucketDocument = []byte("document") // record id||0 -> document record
 	bucketAlias    = []byte("alias")    // HMAC of kind and value -> record id||version, MAC
 	bucketTable    = []byte("table")    // node id -> key table node
 	bucketOutbox   = []byte("outbox")   // sequence number -> outbox record
@@ -26,7 +27,7 @@ var (
 
 	keyHead = []byte("head")
 
-	allBuckets = [][]byte{bucketMeta, bucketMaterial, bucketPublic, bucketAlias, bucketTable, bucketOutbox, bucketRequest, bucketHead}
+	allBuckets = [][]byte{bucketMeta, bucketMaterial, bucketPublic, bucketDocument, bucketAlias, bucketTable, bucketOutbox, bucketRequest, bucketHead}
 )
 
 const (

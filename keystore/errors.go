@@ -9,8 +9,8 @@ import (
 // Errors of the store. They are wrapped with what they are about, never with a secret.
 var (
 	ErrNotFound        = errors.New("no such key")
-	ErrExists          = errors.New("the key exists already")
-	ErrConflict        = errors.New("the key was changed by someone else")
+	ErrExists          = errors.New("exists already")
+	ErrConflict        = errors.New("was changed by someone else")
 	ErrInvalid         = errors.New("the change does not make a well-formed key")
 	ErrLocked          = errors.New("the keystore is locked")
 	ErrDamaged         = errors.New("the keystore is damaged")

@@ -205,3 +205,18 @@ func FuzzPages(f *testing.F) {
 		}
 	})
 }
+
+func FuzzDocument(f *testing.F) {
+	d := testDocument("trust", "partner").Document
+	f.Add(d.encode())
+	f.Fuzz(func(t *testing.T, b []byte) {
+		d, err := decodeDocument(b)
+		if err != nil {
+			decodeError(t, err)
+			return
+		}
+		if !bytes.Equal(d.encode(), b) {
+			t.Fatal("encoding is not the inverse of decoding")
+		}
+	})
+}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -80,6 +81,15 @@ func TestMakeGoldenStore(t *testing.T) {
 		many = append(many, testKey(fmt.Sprintf("many/k%d", i), keyspec.Ed25519, 32))
 	}
 	mustApply(t, s, many...)
+	applyDocuments(t, s, testDocument("trust", "golden"), testDocument("trust", "changed"), testDocument("trust", "deleted"), testDocument("crl", "golden"))
+	for _, name := range []string{"changed", "deleted"} {
+		d, err := s.Document("trust", name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.Data = testData("trust", name, d.Revision)
+		applyDocuments(t, s, DocumentChange{Document: d, Delete: name == "deleted", Bump: true})
+	}
 	mustApply(t, s, guardedKey("guarded", goldenGuard()))
 	mustApply(t, s, testKey("guarded/k", keyspec.Ed25519, 32))
 	if _, err := s.AddSlot(ctx, testSlot(2)); err != nil {
@@ -163,6 +173,10 @@ func TestStoreOfFormat1Opens(t *testing.T) {
 	// It can be worked with, too.
 	rotate(t, s, "golden/full", 32)
 	mustApply(t, s, testKey("golden/late", keyspec.Ed25519, 32))
+	if err := s.Apply(ctx, Commit{Documents: []DocumentChange{testDocument("trust", "golden")}}); !errors.Is(err, ErrExists) {
+		t.Fatal(err)
+	}
+	applyDocuments(t, s, testDocument("trust", "late"), testDocument("trust", "deleted"))
 	if err := s.RotateRoot(ctx); err != nil {
 		t.Fatal(err)
 	}
@@ -173,11 +187,15 @@ func TestStoreOfFormat1Opens(t *testing.T) {
 	s = mustOpenBound(t, dir, counter)
 	checkKey(t, s, "golden/full", 32)
 	checkKey(t, s, "golden/late", 32)
+	checkDocument(t, s, "trust", "late")
+	if d, err := s.Document("trust", "deleted"); err != nil || d.Revision != 3 {
+		t.Errorf("document made again: %+v %v", d, err)
+	}
 }
 
 func checkGolden(t *testing.T, s *Store) {
 	t.Helper()
-	if info := s.Info(); info.Keys != 48 || info.Guarded != 1 || info.WithoutEscrow != 0 || info.Epoch != 2 || len(info.Escrow) != 1 || !strings.HasPrefix(info.Escrow[0], "age1") {
+	if info := s.Info(); info.Keys != 48 || info.Documents != 3 || info.Guarded != 1 || info.WithoutEscrow != 0 || info.Epoch != 2 || len(info.Escrow) != 1 || !strings.HasPrefix(info.Escrow[0], "age1") {
 		t.Fatalf("%+v", info)
 	}
 	for name, size := range map[string]int{"golden": 256, "golden/full": 32, "golden/unbound": 66, "golden/rotated": 32, "other/before": 32, "many/k0": 32, "many/k39": 32} {
@@ -215,6 +233,14 @@ func checkGolden(t *testing.T, s *Store) {
 	if err != nil || len(k.Versions) != 4 || k.Current != 4 || k.Versions[1].State != keyspec.Destroyed {
 		t.Errorf("rotated key: %+v %v", k, err)
 	}
+	checkDocument(t, s, "trust", "golden")
+	checkDocument(t, s, "crl", "golden")
+	if d, err := s.Document("trust", "changed"); err != nil || d.Revision != 2 || !bytes.Equal(d.Data, testData("trust", "changed", 1)) {
+		t.Errorf("document: %+v %v", d, err)
+	}
+	if all := allDocuments(t, s, "trust", 1); len(all) != 2 {
+		t.Errorf("%d documents", len(all))
+	}
 	list, err := s.Outbox(10)
 	if err != nil || len(list) != 1 || string(list[0].Data) != "golden audit" {
 		t.Errorf("outbox: %v %v", list, err)
@@ -228,7 +254,7 @@ func checkGolden(t *testing.T, s *Store) {
 		t.Errorf("derived secret %x, want %s (%v)", secret, derived, err)
 	}
 	report, err := s.Verify(context.Background(), nil)
-	if err != nil || len(report.Damaged) != 0 || report.Keys != 48 || report.Orphans != 0 || report.Unopened != 0 {
+	if err != nil || len(report.Damaged) != 0 || report.Keys != 48 || report.Documents != 3 || report.Orphans != 0 || report.Unopened != 0 {
 		t.Errorf("%+v %v", report, err)
 	}
 }

@@ -12,14 +12,15 @@ type head struct {
 	epoch      uint32 // whose key the MAC is made with
 	generation uint64 // of the header this database belongs to
 
-	root     nodeRef // id 0 when there are no records
-	level    uint8   // of the root
-	nextNode uint64
-	entries  uint64 // records in the table
-	keys     uint64 // metadata records in the table
-	seals    uint64 // leaves sealed under the current epoch key
+	root      nodeRef // id 0 when there are no records
+	level     uint8   // of the root
+	nextNode  uint64
+	entries   uint64 // records in the table
+	keys      uint64 // metadata records in the table
+	documents uint64
+	seals     uint64 // leaves sealed under the current epoch key
 
-	// Destroyed versions whose data key may still be found in freed pages: since the current epoch began, and before it.
+	// Destroyed versions and deleted documents whose data key may still be found in freed pages: since the current epoch began, and before it.
 	pending, pendingOld uint64
 	erased              uint64 // sequence of the last commit that destroyed a version
 
@@ -47,6 +48,7 @@ func (h *head) encode(store [16]byte, epochKey []byte) []byte {
 	e.u64(h.nextNode)
 	e.u64(h.entries)
 	e.u64(h.keys)
+	e.u64(h.documents)
 	e.u64(h.seals)
 	e.u64(h.pending)
 	e.u64(h.pendingOld)
@@ -90,6 +92,7 @@ func decodeHead(b []byte) (*head, error) {
 	h.nextNode = d.u64()
 	h.entries = d.u64()
 	h.keys = d.u64()
+	h.documents = d.u64()
 	h.seals = d.u64()
 	h.pending = d.u64()
 	h.pendingOld = d.u64()

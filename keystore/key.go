@@ -105,11 +105,12 @@ type Change struct {
 
 // Commit is a set of changes that happen together or not at all.
 type Commit struct {
-	Changes []Change
+	Changes   []Change
+	Documents []DocumentChange
 	// Audit is put into the outbox in the same transaction, unless it is empty.
 	Audit []byte
 	// RequestKey makes the commit idempotent for 24 hours: a second commit with the same one changes nothing and is answered
-	// with a *DuplicateError. The caller puts its own client's identity into it.
+	// with a *DuplicateError. It needs a change of a key. The caller puts its own client's identity into it.
 	RequestKey []byte
 }
 

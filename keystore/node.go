@@ -31,7 +31,8 @@ const (
 	entryDestroyed = 1 << 0 // a tombstone; the data key is gone
 	entryBound     = 1 << 1 // the material's key also depends on the namespace wrapping key
 	entryWrapped   = 1 << 2 // of a module key: a device guards the namespace wrapping key
-	entryKnown     = entryDestroyed | entryBound | entryWrapped
+	entryDocument  = 1 << 3 // of a document, not a key
+	entryKnown     = entryDestroyed | entryBound | entryWrapped | entryDocument
 )
 
 // entry says which revision of a record is the right one, and what opens it.

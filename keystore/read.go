@@ -283,7 +283,7 @@ func (s *Store) page(h *head, namespace, prefix string, cursor recordKey, limit 
 	s.ascend(h, cursor, func(entries []entry) bool {
 		metas := entries[:0:0]
 		for i := range entries {
-			if entries[i].key.version() == 0 {
+			if entries[i].key.version() == 0 && entries[i].flags&entryDocument == 0 {
 				metas = append(metas, entries[i])
 			}
 		}

@@ -221,6 +221,22 @@ func TestFormatDocumentIsEnough(t *testing.T) {
 	if name, algorithm := string(m.bytes(1)), string(m.bytes(1)); name != "golden/full" || algorithm != "ed25519" {
 		t.Fatalf("%s %s", name, algorithm)
 	}
+	documentKey := func(kind, name string) []byte {
+		return join(hmacOf(index, []byte("document kind\x00"+kind))[:8], hmacOf(index, []byte("document\x00"+kind+"\x00"+name))[:16], make([]byte, 4))
+	}
+	changed := documentKey("trust", "changed")
+	revision, documentDEK, flags := lookup(changed)
+	if flags != 8 {
+		t.Fatalf("flags %d", flags)
+	}
+	d := &reader{t: t, b: record("document", changed, documentDEK, revision)}
+	if format, kind, name, data := d.uint(1), string(d.bytes(1)), string(d.bytes(1)), string(d.bytes(4)); format != 1 || kind != "trust" || name != "changed" ||
+		!strings.HasPrefix(data, "data of trust/changed, 1. ") || binary.BigEndian.Uint64(revision) != 2 {
+		t.Fatalf("document %d %s/%s %q", format, kind, name, data)
+	}
+	if revision, none, flags := lookup(documentKey("trust", "deleted")); flags != 8|1 || binary.BigEndian.Uint64(revision) != 2 || !bytes.Equal(none, make([]byte, 32)) {
+		t.Fatalf("deleted document: flags %d", flags)
+	}
 	p := &reader{t: t, b: record("public", key, dek, nil)}
 	if spki := string(p.bytes(4)); spki != "spki of golden/full@1" {
 		t.Fatalf("%q", spki)

@@ -12,7 +12,7 @@ import (
 // contiguous range, in an order that has nothing to do with their names or their age.
 type recordID [24]byte
 
-// recordKey is a recordID and a version. Version 0 is the key's metadata.
+// recordKey is a recordID and a version. Version 0 is the key's metadata, or a document.
 type recordKey [28]byte
 
 func (id recordID) at(v keyspec.Version) (k recordKey) {
@@ -68,6 +68,7 @@ const (
 	kindPublic    kind = 3 // SubjectPublicKeyInfo and chain of one version
 	kindNamespace kind = 4 // the namespace wrapping key, version 0 of a module key
 	kindOutbox    kind = 5 // an audit entry on its way to the log
+	kindDocument  kind = 6 // a document
 )
 
 // smallRecord is the one size, in bytes, of the records of all private keys that are software, whatever their algorithm.
@@ -79,8 +80,8 @@ func (k kind) size(n int) int {
 	n += recordOverhead
 	step := 512
 	switch {
-	case k != kindMaterial && k != kindNamespace && k != kindPublic:
-	case k != kindPublic && n <= smallRecord:
+	case k == kindMetadata || k == kindOutbox:
+	case (k == kindMaterial || k == kindNamespace) && n <= smallRecord:
 		return smallRecord
 	default:
 		step = 1024

@@ -106,7 +106,8 @@ type Info struct {
 	Epoch          uint32
 	EpochRotating  bool     // a rotation was begun; RotateEpoch goes on with it
 	Keys           uint64   // 0 while locked
-	ErasurePending uint64   // destroyed versions whose data keys may be found in freed pages until the epoch is rotated; 0 while locked
+	Documents      uint64   // which are not keys; 0 while locked
+	ErasurePending uint64   // destroyed versions and deleted documents whose data keys may be found in freed pages until the epoch is rotated; 0 while locked
 	Unclean        bool     // the stop before Open was not clean: Verify is called for
 	Backups        []Backup // the last ones made of the store, and the one it was restored from, oldest first
 	Damaged        uint64   // reads that met damage since Open
@@ -523,7 +524,7 @@ func (s *Store) Info() Info {
 	s.rollback.describe(h.counter, &info)
 	if state := s.snapshot.Load(); state != nil {
 		info.Locked = false
-		info.Keys = state.keys
+		info.Keys, info.Documents = state.keys, state.documents
 		info.ErasurePending = state.pending + state.pendingOld
 		info.Guarded, info.WithoutEscrow = state.guarded, state.unescrowed
 		if text := olderBackups(h.backups, state.erased); text != "" {

@@ -213,6 +213,15 @@ func (s *Store) lookupRecord(h *head, key recordKey, bucket []byte) (x entry, fo
 	return x, found, record, err
 }
 
+// entryNow is lookup in the newest state, for callers that hold s.mu.
+func (s *Store) entryNow(key recordKey) (x entry, found bool, err error) {
+	err = s.readHeld(func(h *head) error {
+		x, found, err = s.lookup(h, key)
+		return err
+	})
+	return x, found, err
+}
+
 // ascend calls visit with the entries from the first one not below from, leaf by leaf, until visit returns false. Entries are wiped
 // after visit returns. A node that cannot be read is given to broken, with the first key it may hold, and left out.
 func (s *Store) ascend(h *head, from recordKey, visit func([]entry) bool, broken func(recordKey, error)) {

@@ -24,6 +24,7 @@ type Damage struct {
 // Report is the outcome of Verify.
 type Report struct {
 	Keys, Versions, Leaves uint64
+	Documents              uint64
 	Orphans                uint64 // records that the key table does not know; they do no harm
 	Unopened               uint64 // versions whose material could be looked at from outside only, since their namespace is closed
 	Damaged                []Damage
@@ -88,6 +89,7 @@ func (s *Store) verifyRecords(ctx context.Context, p *Progress, report *Report) 
 		report.Keys += v.part.Keys
 		report.Versions += v.part.Versions
 		report.Leaves += v.part.Leaves
+		report.Documents += v.part.Documents
 		report.Unopened += v.part.Unopened
 		for _, d := range v.part.Damaged {
 			report.add(d.Ref, d.Text)
@@ -110,7 +112,7 @@ func (s *Store) verifyRecords(ctx context.Context, p *Progress, report *Report) 
 	}
 	// The totals mean something only if nothing was changed meanwhile.
 	if s.snapshot.Load() == first && len(report.Damaged) == 0 {
-		if report.Keys != first.keys || expect.entries != first.entries {
+		if report.Keys != first.keys || report.Documents != first.documents || expect.entries != first.entries {
 			report.add(keyspec.Ref{}, "the key table does not have the number of records that the head names")
 		}
 		report.Orphans = found.beyond(expect)
@@ -119,18 +121,19 @@ func (s *Store) verifyRecords(ctx context.Context, p *Progress, report *Report) 
 }
 
 // recordCounts are numbers of records by bucket.
-type recordCounts struct{ entries, meta, material, public uint64 }
+type recordCounts struct{ entries, meta, material, public, document uint64 }
 
 func (c *recordCounts) add(o recordCounts) {
 	c.entries += o.entries
 	c.meta += o.meta
 	c.material += o.material
 	c.public += o.public
+	c.document += o.document
 }
 
 func (c recordCounts) beyond(expect recordCounts) (n uint64) {
-	for _, d := range []int64{int64(c.meta - expect.meta), int64(c.material - expect.material), int64(c.public - expect.public)} {
-		n += uint64(max(d, 0))
+	for _, d := range []uint64{c.meta - expect.meta, c.material - expect.material, c.public - expect.public, c.document - expect.document} {
+		n += uint64(max(int64(d), 0))
 	}
 	return n
 }
@@ -140,7 +143,7 @@ func (s *Store) countRecords(ctx context.Context) (c recordCounts, err error) {
 	for _, b := range []struct {
 		name []byte
 		n    *uint64
-	}{{bucketMeta, &c.meta}, {bucketMaterial, &c.material}, {bucketPublic, &c.public}} {
+	}{{bucketMeta, &c.meta}, {bucketMaterial, &c.material}, {bucketPublic, &c.public}, {bucketDocument, &c.document}} {
 		var from []byte
 		for more := true; more; {
 			if err := ctx.Err(); err != nil {
@@ -248,14 +251,36 @@ func (v *verification) leaf(h *head, c child) {
 	v.counts.entries += uint64(len(entries))
 	for i := range entries {
 		x := &entries[i]
-		if x.key.version() == 0 {
+		switch {
+		case x.flags&entryDocument != 0:
+			v.document(x)
+		case x.key.version() == 0:
 			v.part.Keys++
 			v.counts.meta++
 			v.metadata(h, x)
-		} else {
+		default:
 			v.part.Versions++
 			v.version(h, x)
 		}
+	}
+}
+
+func (v *verification) document(x *entry) {
+	if x.flags&entryDestroyed != 0 {
+		return
+	}
+	v.part.Documents++
+	v.counts.document++
+	blob, err := v.s.fetch(bucketDocument, x.key[:])
+	var d Document
+	if err == nil {
+		d, err = v.s.openDocument(x, blob)
+	}
+	switch {
+	case err != nil:
+		v.part.add(keyspec.Ref{}, "document: "+err.Error())
+	case v.s.documentID(d.Kind, d.Name) != x.key.id():
+		v.part.add(keyspec.Ref{}, d.label()+" is in the place of another")
 	}
 }
 

@@ -201,12 +201,14 @@ func (t *transaction) stage(p *prepared) error {
 		switch {
 		case err != nil:
 			return err
-		case c.expected == 0 && found:
-			return fmt.Errorf("%w: %s", ErrExists, c.name)
-		case c.expected != 0 && !found:
-			return fmt.Errorf("%w: %s", ErrNotFound, c.name)
+		case c.expected == 0 && found && !(c.document && current.flags&entryDestroyed != 0):
+			return fmt.Errorf("%w: %s", ErrExists, c.label)
+		case c.expected == 0 && current.revision != c.tombstone:
+			return errStale
+		case c.expected != 0 && (!found || c.document && current.flags&entryDestroyed != 0):
+			return fmt.Errorf("%w: %s", ErrNotFound, c.label)
 		case c.expected != 0 && current.revision != c.expected:
-			return fmt.Errorf("%w: %s", ErrConflict, c.name)
+			return fmt.Errorf("%w: %s", ErrConflict, c.label)
 		}
 	}
 	for i := range p.changes {
@@ -217,7 +219,13 @@ func (t *transaction) stage(p *prepared) error {
 				return err
 			}
 		}
-		if c.expected == 0 {
+		switch {
+		case c.deleted:
+			t.edit.head.documents--
+			t.edit.head.pending++
+		case c.expected == 0 && c.document:
+			t.edit.head.documents++
+		case c.expected == 0:
 			t.edit.head.keys++
 		}
 		if c.erased > 0 {

@@ -23,7 +23,7 @@ func (a Algorithm) SignatureScheme() Scheme {
 	switch a {
 	case RSA2048, RSA3072, RSA4096:
 		return RSAPSSSHA256
-	case ECDSAP256:
+	case ECDSAP256, ECDSASecp256k1:
 		return ECDSASHA256
 	case ECDSAP384:
 		return ECDSASHA384

@@ -29,6 +29,7 @@ const (
 	ECDSAP256        Algorithm = "ecdsa-p256"
 	ECDSAP384        Algorithm = "ecdsa-p384"
 	ECDSAP521        Algorithm = "ecdsa-p521"
+	ECDSASecp256k1   Algorithm = "ecdsa-secp256k1"
 	Ed25519          Algorithm = "ed25519"
 	X25519           Algorithm = "x25519"
 	ECDHP256         Algorithm = "ecdh-p256"
@@ -46,7 +47,7 @@ const (
 // Algorithms lists every algorithm in the order in which tools show them.
 func Algorithms() []Algorithm {
 	return []Algorithm{
-		RSA2048, RSA3072, RSA4096, ECDSAP256, ECDSAP384, ECDSAP521, Ed25519,
+		RSA2048, RSA3072, RSA4096, ECDSAP256, ECDSAP384, ECDSAP521, ECDSASecp256k1, Ed25519,
 		X25519, ECDHP256, ECDHP384, ECDHP521,
 		AES128GCM, AES256GCM, ChaCha20Poly1305, HMACSHA256, HMACSHA384, HMACSHA512, HKDFSHA256,
 	}
