@@ -25,6 +25,7 @@ type act struct {
 	ref    keyspec.Ref        // the key, or the zero Ref
 	usage  keyspec.Usage      // what the key is put to; empty for an act on the key itself, or on none
 	or     keyspec.Usage      // a usage that will do as well, or empty
+	module bool               // of a MOSIP module key unwrap is asked for instead of usage; see Decrypt
 	also   []keyspec.Name     // further keys that policy has to allow
 	list   string             // for key_list: the namespace
 	head   *ciphertext.Header // what is to be decrypted: with an AEAD key it names the version, when ref does not
@@ -171,6 +172,9 @@ func (u *use) load() error {
 	u.key = key
 	if err := reachable(key, u.caller); err != nil {
 		return err
+	}
+	if u.act.module && key.Profile == mechanism.ProfileMOSIPModule {
+		u.act.usage = keyspec.Unwrap
 	}
 	if h := u.act.head; h != nil && isAEAD(key.Algorithm) {
 		err = u.follow(h)

@@ -60,8 +60,12 @@ func (u *use) seal(dst []byte, f ciphertext.Format, data, aad []byte) ([]byte, e
 // Decrypt opens what Encrypt or DataKey made and appends the plaintext to dst. The version is the one the ciphertext names;
 // for an RSA key, whose ciphertexts name none, it is that of ref, or else every version is tried. Every failure is
 // ErrDecryption.
+//
+// Invariant: a MOSIP module key decrypts nothing but the keys of payloads that are addressed to it: 32 bytes under an empty label, with
+// its usage unwrap. What kmsd itself has such a key keep, the wrapping key of its namespace, is under another label. MOSIP wraps the keys of
+// its private keys at rest in just this way: who may decrypt with a module key and has rows of MOSIP's key_store can open these.
 func (e *Engine) Decrypt(ctx context.Context, c *Caller, ref keyspec.Ref, sealed, aad, label, dst []byte) (data []byte, number keyspec.Version, err error) {
-	a := act{op: "decrypt", ref: ref, usage: keyspec.Decrypt}
+	a := act{op: "decrypt", ref: ref, usage: keyspec.Decrypt, module: true}
 	h, headerErr := ciphertext.ParseHeader(sealed)
 	if headerErr == nil {
 		a.head = &h
@@ -77,7 +81,11 @@ func (e *Engine) Decrypt(ctx context.Context, c *Caller, ref keyspec.Ref, sealed
 				if err != nil {
 					return err
 				}
-				data, err = k.Decrypt(dst, keyspec.RSAOAEPSHA256, sealed, label)
+				if u.key.Profile == mechanism.ProfileMOSIPModule {
+					data, err = decryptKey(k, sealed, label, dst)
+				} else {
+					data, err = k.Decrypt(dst, keyspec.RSAOAEPSHA256, sealed, label)
+				}
 				return err
 			})
 			number = u.version.Number
@@ -95,6 +103,25 @@ func (e *Engine) Decrypt(ctx context.Context, c *Caller, ref keyspec.Ref, sealed
 	})
 	return data, number, err
 }
+
+// decryptKey appends the AES-256 key to dst that was wrapped for a module key.
+func decryptKey(k *mechanism.Key, wrapped, label, dst []byte) ([]byte, error) {
+	if len(label) > 0 {
+		return nil, ErrDecryption
+	}
+	data, err := k.Decrypt(dst, keyspec.RSAOAEPSHA256, wrapped, nil)
+	if err != nil {
+		return nil, err
+	}
+	if plain := data[len(dst):]; len(plain) != payloadKeySize {
+		clear(plain)
+		return nil, ErrDecryption
+	}
+	return data, nil
+}
+
+// payloadKeySize is the length in bytes of the key of a MOSIP payload.
+const payloadKeySize = 32
 
 func isAEAD(a keyspec.Algorithm) bool {
 	row, err := mechanism.Lookup(a)
