@@ -255,12 +255,16 @@ func CheckCRL(index int, c, issuer *x509.Certificate, l *CRL, at time.Time) []Re
 		return []Reason{{index, BadCRL, err.Error()}}
 	}
 	if r, found := l.Revoked(c.SerialNumber); found && (!at.Before(r.At) || compromising(r.Reason)) {
-		return []Reason{{index, Revoked, fmt.Sprintf("its issuer revoked it on %s (%s)", r.At.UTC().Format(time.RFC3339), r.Reason)}}
+		return []Reason{revokedReason(index, r)}
 	}
 	if at.After(l.NextUpdate) {
 		return []Reason{{index, StaleCRL, fmt.Sprintf("the revocation list of its issuer ran out on %s", l.NextUpdate.UTC().Format(time.RFC3339))}}
 	}
 	return nil
+}
+
+func revokedReason(index int, r Revocation) Reason {
+	return Reason{index, Revoked, fmt.Sprintf("its issuer revoked it on %s (%s)", r.At.UTC().Format(time.RFC3339), r.Reason)}
 }
 
 // The codes of what revocation lists say.
