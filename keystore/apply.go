@@ -231,7 +231,7 @@ func (s *Store) sealChange(p *preparedChange, c *Change) error {
 	if err := s.addAliases(p, &next, c.Aliases); err != nil {
 		return err
 	}
-	if next.Name.IsModule() {
+	if next.Name.IsModule() && next.Origin != keyspec.Foreign {
 		if err := s.sealWrapping(p, &next, old, &meta, c, context); err != nil {
 			return err
 		}
@@ -249,6 +249,7 @@ func (s *Store) sealChange(p *preparedChange, c *Change) error {
 // sealVersion does for one version of the key what sealChange does for the key. before is what the version was, nil for a new one.
 func (s *Store) sealVersion(p *preparedChange, v, before *Version, meta *entry, c *Change, context recordContext) error {
 	key := p.meta.id().at(v.Number)
+	foreign := c.Key.Origin == keyspec.Foreign
 	isDestroyed := v.State == keyspec.Destroyed
 	destroyed := isDestroyed && before != nil && before.State != keyspec.Destroyed
 	switch material, ok := c.Material[v.Number]; {
@@ -263,10 +264,14 @@ func (s *Store) sealVersion(p *preparedChange, v, before *Version, meta *entry, 
 		// Invariant: a destroyed version has no data key.
 		p.entries = append(p.entries, entry{key: key, revision: context.revision, flags: entryDestroyed})
 		p.puts = append(p.puts, put{bucket: bucketMaterial, key: key[:]})
-		p.erased++
+		if !foreign {
+			p.erased++
+		}
 		p.bump = true
-	case before == nil: // born destroyed
+	case before == nil && isDestroyed: // born destroyed
 		p.entries = append(p.entries, entry{key: key, revision: context.revision, flags: entryDestroyed})
+	case before == nil && foreign:
+		p.entries = append(p.entries, entry{key: key, revision: context.revision, flags: entryForeign})
 	}
 	public, hasPublic := c.Public[v.Number]
 	v.aliases = nil
@@ -318,6 +323,13 @@ func compareVersions(next, old *metadata, c *Change) error {
 	if old.Name != "" && (old.Name != next.Name || old.Algorithm != next.Algorithm) {
 		return fmt.Errorf("%w: name and algorithm of %s are fixed", ErrInvalid, old.Name)
 	}
+	foreign := next.Origin == keyspec.Foreign
+	if old.Name != "" && foreign != (old.Origin == keyspec.Foreign) {
+		return fmt.Errorf("%w: whether %s is somebody else's is fixed", ErrInvalid, old.Name)
+	}
+	if foreign && (len(c.Material) > 0 || c.Guard != nil || c.unguard != nil) {
+		return fmt.Errorf("%w: %s is somebody else's and has no material", ErrInvalid, next.Name)
+	}
 	for i := range old.Versions {
 		v := &old.Versions[i]
 		if next.version(v.Number) == nil && v.State != keyspec.Destroyed {
@@ -328,10 +340,13 @@ func compareVersions(next, old *metadata, c *Change) error {
 		v := &next.Versions[i]
 		before := old.version(v.Number)
 		_, hasMaterial := c.Material[v.Number]
+		public, hasPublic := c.Public[v.Number]
 		switch {
 		case before == nil && v.Number <= lastNumber(old):
 			return bad(v.Number, "would use a number again")
-		case before == nil && !hasMaterial && v.State != keyspec.Destroyed:
+		case foreign && (before == nil || hasPublic) && len(public.SPKI) == 0 && v.State != keyspec.Destroyed:
+			return bad(v.Number, "is somebody else's and has no public half")
+		case before == nil && !foreign && !hasMaterial && v.State != keyspec.Destroyed:
 			return bad(v.Number, "is new and has no material")
 		case hasMaterial && (before != nil || v.State == keyspec.Destroyed):
 			return bad(v.Number, "has its material already, or had it")

@@ -90,6 +90,7 @@ func TestMakeGoldenStore(t *testing.T) {
 		d.Data = testData("trust", name, d.Revision)
 		applyDocuments(t, s, DocumentChange{Document: d, Delete: name == "deleted", Bump: true})
 	}
+	mustApply(t, s, foreignKey("golden/foreign"))
 	mustApply(t, s, guardedKey("guarded", goldenGuard()))
 	mustApply(t, s, testKey("guarded/k", keyspec.Ed25519, 32))
 	if _, err := s.AddSlot(ctx, testSlot(2)); err != nil {
@@ -195,12 +196,13 @@ func TestStoreOfFormat1Opens(t *testing.T) {
 
 func checkGolden(t *testing.T, s *Store) {
 	t.Helper()
-	if info := s.Info(); info.Keys != 48 || info.Documents != 3 || info.Guarded != 1 || info.WithoutEscrow != 0 || info.Epoch != 2 || len(info.Escrow) != 1 || !strings.HasPrefix(info.Escrow[0], "age1") {
+	if info := s.Info(); info.Keys != 49 || info.Documents != 3 || info.Guarded != 1 || info.WithoutEscrow != 0 || info.Epoch != 2 || len(info.Escrow) != 1 || !strings.HasPrefix(info.Escrow[0], "age1") {
 		t.Fatalf("%+v", info)
 	}
 	for name, size := range map[string]int{"golden": 256, "golden/full": 32, "golden/unbound": 66, "golden/rotated": 32, "other/before": 32, "many/k0": 32, "many/k39": 32} {
 		checkKey(t, s, name, size)
 	}
+	checkForeign(t, s, "golden/foreign", 1)
 	checkState(t, s, "guarded", NamespaceState{Guarded: true, Blob: goldenGuard().Blob, Escrow: keyspec.EscrowRecipients})
 	if err := s.OpenNamespace("guarded", goldenGuard().Key); err != nil {
 		t.Fatal(err)
@@ -254,7 +256,7 @@ func checkGolden(t *testing.T, s *Store) {
 		t.Errorf("derived secret %x, want %s (%v)", secret, derived, err)
 	}
 	report, err := s.Verify(context.Background(), nil)
-	if err != nil || len(report.Damaged) != 0 || report.Keys != 48 || report.Documents != 3 || report.Orphans != 0 || report.Unopened != 0 {
+	if err != nil || len(report.Damaged) != 0 || report.Keys != 49 || report.Documents != 3 || report.Orphans != 0 || report.Unopened != 0 {
 		t.Errorf("%+v %v", report, err)
 	}
 }
@@ -280,7 +282,7 @@ func TestBackupOfFormat1IsRestored(t *testing.T) {
 	if key, err := s.EscrowedNamespaceKey("guarded", ids); err != nil || !bytes.Equal(key, goldenGuard().Key) {
 		t.Errorf("escrow: %v", err)
 	}
-	if m.Keys != 48 || len(m.Guarded) != 1 || m.Guarded[0].Name != "guarded" || string(m.AuditHead) != "head" || string(m.PolicyDigest) != "digest" {
+	if m.Keys != 49 || len(m.Guarded) != 1 || m.Guarded[0].Name != "guarded" || string(m.AuditHead) != "head" || string(m.PolicyDigest) != "digest" {
 		t.Errorf("%+v", m)
 	}
 	checkGolden(t, s)

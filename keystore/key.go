@@ -86,7 +86,9 @@ type Alias struct {
 type Change struct {
 	// Key as it shall be. Its Revision is the one the change is based on; zero creates the key. Apply does not modify it.
 	Key *Key
-	// Material of new versions, in the mechanism's canonical form. A version's material is written once and never replaced.
+	// Material of new versions, in the mechanism's canonical form. A version's material is written once and never replaced. Those of
+	// a key whose origin is keyspec.Foreign have none, but have to have a public half; and such a key is not the module key of its
+	// namespace, whatever its name.
 	Material map[keyspec.Version][]byte
 	// Public parts to write or replace. A new version without an entry here gets an empty one.
 	Public map[keyspec.Version]Public

@@ -531,7 +531,7 @@ func (s *Store) checkNoBaseKeys(h *head, module *preparedChange) (err error) {
 			switch {
 			case !bytes.HasPrefix(x.key[:], within):
 				return false
-			case x.key.version() != 0 && x.flags&entryDestroyed == 0 && x.key.id() != module.meta.id():
+			case x.key.version() != 0 && x.flags&(entryDestroyed|entryForeign) == 0 && x.key.id() != module.meta.id():
 				err = fmt.Errorf("%w: %s has keys already, which were not guarded: make a new namespace", ErrGuard, module.name)
 				return false
 			}

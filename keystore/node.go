@@ -32,7 +32,8 @@ const (
 	entryBound     = 1 << 1 // the material's key also depends on the namespace wrapping key
 	entryWrapped   = 1 << 2 // of a module key: a device guards the namespace wrapping key
 	entryDocument  = 1 << 3 // of a document, not a key
-	entryKnown     = entryDestroyed | entryBound | entryWrapped | entryDocument
+	entryForeign   = 1 << 4 // of a version whose private half is somebody else's; there is no data key
+	entryKnown     = entryDestroyed | entryBound | entryWrapped | entryDocument | entryForeign
 )
 
 // entry says which revision of a record is the right one, and what opens it.

@@ -103,7 +103,7 @@ func (s *Store) Get(name keyspec.Name) (*Key, error) {
 }
 
 // Material appends the private material of a key version to dst[:0] and returns it. The version must be given. It returns
-// ErrNotFound for a version that is destroyed or does not exist. The caller wipes the result.
+// ErrNotFound for a version that is destroyed, somebody else's, or does not exist. The caller wipes the result.
 func (s *Store) Material(ref keyspec.Ref, dst []byte) ([]byte, error) {
 	var out []byte
 	err := s.read(func(h *head) (err error) {
@@ -126,7 +126,7 @@ func (s *Store) material(h *head, ref keyspec.Ref, dst []byte) ([]byte, error) {
 		return nil, err
 	}
 	defer clear(x.dek[:])
-	if !found || x.flags&entryDestroyed != 0 {
+	if !found || x.flags&(entryDestroyed|entryForeign) != 0 {
 		return nil, ErrNotFound
 	}
 	sealKey, err := s.materialKey(h, &x, ref.Name)

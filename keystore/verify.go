@@ -336,6 +336,12 @@ func (v *verification) version(h *head, x *entry) {
 	if x.flags&entryDestroyed != 0 {
 		return
 	}
+	if foreign := x.flags&entryForeign != 0; foreign || v.key.Origin == keyspec.Foreign {
+		if !foreign || v.key.Origin != keyspec.Foreign {
+			v.part.add(ref, "the key table and the metadata do not agree whose it is")
+		}
+		return
+	}
 	v.counts.material++
 	var err error
 	secmem.Do(func() {

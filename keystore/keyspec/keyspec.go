@@ -176,6 +176,7 @@ const (
 	Generated Origin = "generated"
 	Imported  Origin = "imported"
 	Derived   Origin = "derived"
+	Foreign   Origin = "foreign" // somebody else's: the public half with a certificate, to encrypt and verify with
 )
 
 // Escrow says what becomes of a namespace wrapping key that a device wraps, should the device be lost.
