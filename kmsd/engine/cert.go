@@ -212,14 +212,6 @@ func (u *use) signer() (crypto.Signer, error) {
 
 // attach puts a chain beside the public half of a key version.
 func (u *use) attach(name keyspec.Name, number keyspec.Version, chain [][]byte) error {
-	_, err := u.change(name, func(key *keystore.Key) (*keystore.Change, error) {
-		ref := keyspec.Ref{Name: name, Version: number}
-		stored, err := u.store.Public(ref)
-		if err != nil {
-			return nil, err
-		}
-		stored.Chain = chain
-		return &keystore.Change{Public: map[keyspec.Version]keystore.Public{number: stored}}, nil
-	})
+	_, err := u.replaceChain(keyspec.Ref{Name: name, Version: number}, chain, false)
 	return err
 }

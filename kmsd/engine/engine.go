@@ -61,7 +61,9 @@ type Engine struct {
 	gates     gates
 	residents *lru[keyspec.Ref, *loaded]
 	spaces    namespaces
-	openings  openings
+	openings  turns
+	makers    turns // of keys of the hierarchy, by name
+	latest    latest
 
 	counters counters
 	writers  stripes
@@ -170,6 +172,7 @@ func (e *Engine) forget() {
 	e.publics.clear()
 	e.residents.clear()
 	e.spaces.clear()
+	e.latest.forget()
 	e.imports.clear()
 	e.touch()
 }
@@ -234,10 +237,10 @@ func signal(c chan struct{}) {
 
 // Run does what happens without a caller, until ctx is done: it copies recorded acts from the outbox to the audit log,
 // carries out due destructions and erasures, checks a store that was not stopped properly, forgets idle keys and has their
-// remains collected, and tests mechanisms.
+// remains collected, writes the time down, and tests mechanisms.
 func (e *Engine) Run(ctx context.Context) {
 	done := make(chan struct{})
-	tasks := []func(context.Context){e.runCopier, e.runScheduler, e.runChecker, e.runJanitor, e.tests.runAll}
+	tasks := []func(context.Context){e.runCopier, e.runScheduler, e.runChecker, e.runJanitor, e.runClock, e.tests.runAll}
 	for _, f := range tasks {
 		go func() {
 			defer func() { done <- struct{}{} }()

@@ -295,18 +295,18 @@ func lostNamespace(err error, module keyspec.Name) error {
 		Remedy: fmt.Sprintf("the device that guards the namespace %s is gone: only a backup opens it, by the escrow recipients, if it has them (kmsctl backup restore)", module)}
 }
 
-// openings are the namespaces that somebody opens. That takes a device, which may hang, so whoever else needs one of them waits no longer
-// than his request does, and nobody waits for a namespace that is not his.
-type openings struct {
+// turns are the names at which somebody is: the namespaces that are opened, the keys that are made. That may take a device, which may
+// hang, so whoever else needs one of them waits no longer than his request does, and nobody waits for a name that is not his.
+type turns struct {
 	mu   sync.Mutex
 	busy map[string]chan struct{} // closed at the end
 }
 
-// take waits for the turn to open a namespace, which done ends.
-func (o *openings) take(ctx context.Context, namespace string) (done func(), err error) {
+// take waits for the turn at a name, which done ends.
+func (o *turns) take(ctx context.Context, name string) (done func(), err error) {
 	for {
 		o.mu.Lock()
-		busy := o.busy[namespace]
+		busy := o.busy[name]
 		if busy == nil {
 			break
 		}
@@ -322,11 +322,11 @@ func (o *openings) take(ctx context.Context, namespace string) (done func(), err
 		o.busy = make(map[string]chan struct{})
 	}
 	mine := make(chan struct{})
-	o.busy[namespace] = mine
+	o.busy[name] = mine
 	return func() {
 		o.mu.Lock()
 		defer o.mu.Unlock()
-		delete(o.busy, namespace)
+		delete(o.busy, name)
 		close(mine)
 	}, nil
 }
