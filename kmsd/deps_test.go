@@ -74,12 +74,14 @@ var law = map[string][]string{
 	"packaging":                     {},
 
 	// The library and the tool of the outside.
-	"client": {"client/ciphertext", "client/jose", "client/packet", "client/pkix", "ipc/proto", "keystore/keyspec", "golang.org/x/crypto/ssh"},
+	"client":        {"client/ciphertext", "client/jose", "client/packet", "client/pkix", "ipc/proto", "keystore/keyspec", "golang.org/x/crypto/ssh"},
 	"kmsctl/keymap": {"keystore/keyspec"},
 	"kmsctl": {"kmsctl/keymap", "client", "client/ciphertext", "client/packet", "client/pkix", "ipc/proto", "keystore/keyspec",
 		"keystore", "keystore/secmem", "enclave", "enclave/recovery", "policy", "kmsd/audit", // without a daemon: verify, restore
 		"kmsd/pki", "github.com/pelletier/go-toml/v2", // certificates of every kind and PKCS #7 in files; lists of keys to make
 		"filippo.io/age", "github.com/spf13/cobra", "golang.org/x/crypto/ssh", "golang.org/x/sys/unix", "golang.org/x/term"},
+	"kmsctl/mosipdb":     {"client/packet", "client/pkix", "keystore/keyspec"},
+	"kmsctl/pkcs12":      {"golang.org/x/crypto/cryptobyte", "golang.org/x/crypto/cryptobyte/asn1"},
 	"docs/examples/demo": {"client", "client/packet"},
 }
 
@@ -87,7 +89,7 @@ var law = map[string][]string{
 var example = []string{"client", "client/ciphertext", "client/packet", "client/pkix", "ipc/proto", "keystore/keyspec"}
 
 // pure packages do no I/O: they get bytes and give bytes.
-var pure = []string{"keystore/keyspec", "ipc/proto", "policy", "kmsd/mechanism", "kmsd/pki", "client/packet", "client/pkix", "client/jose", "client/cose", "client/ciphertext", "enclave", "enclave/recovery"}
+var pure = []string{"kmsctl/mosipdb", "kmsctl/pkcs12", "keystore/keyspec", "ipc/proto", "policy", "kmsd/mechanism", "kmsd/pki", "client/packet", "client/pkix", "client/jose", "client/cose", "client/ciphertext", "enclave", "enclave/recovery"}
 
 // impure are the packages of the standard library that do I/O.
 var impure = []string{"os", "os/exec", "os/signal", "os/user", "net", "syscall", "io/ioutil", "log", "plugin"}
