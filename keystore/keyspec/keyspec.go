@@ -71,16 +71,21 @@ const (
 	RSAPKCS1SHA384 Scheme = "rsa-pkcs1-sha384"
 	RSAPKCS1SHA512 Scheme = "rsa-pkcs1-sha512"
 	RSAOAEPSHA256  Scheme = "rsa-oaep-sha256"
-	ECDSASHA256    Scheme = "ecdsa-sha256"
-	ECDSASHA384    Scheme = "ecdsa-sha384"
-	ECDSASHA512    Scheme = "ecdsa-sha512"
-	PureEd25519    Scheme = "ed25519"
+
+	// RSAOAEPSHA256MGF1SHA1 is what the keystore of Android can do: SHA-256 for the label and SHA-1 for MGF1. For decryption only.
+	RSAOAEPSHA256MGF1SHA1 Scheme = "rsa-oaep-mgf1sha1-sha256"
+
+	ECDSASHA256 Scheme = "ecdsa-sha256"
+	ECDSASHA384 Scheme = "ecdsa-sha384"
+	ECDSASHA512 Scheme = "ecdsa-sha512"
+	PureEd25519 Scheme = "ed25519"
 )
 
 // Schemes lists every scheme.
 func Schemes() []Scheme {
 	return []Scheme{
 		RSAPSSSHA256, RSAPSSSHA384, RSAPSSSHA512, RSAPKCS1SHA256, RSAPKCS1SHA384, RSAPKCS1SHA512, RSAOAEPSHA256,
+		RSAOAEPSHA256MGF1SHA1,
 		ECDSASHA256, ECDSASHA384, ECDSASHA512, PureEd25519,
 	}
 }

@@ -108,6 +108,9 @@ func (u *use) describe(n *NewKey, origin keyspec.Origin) (*keystore.Key, *mechan
 	if n.Escrow == keyspec.EscrowRecipients && len(u.store.Info().Escrow) == 0 {
 		return nil, nil, fmt.Errorf("%w: the keystore has no escrow recipients, which kmsd init --escrow-to sets; with escrow none the keys below %s die with the device", ErrInput, n.Name)
 	}
+	if n.Profile == mechanism.ProfileMOSIPMachine && u.act.op != "machine_adopt" {
+		return nil, nil, fmt.Errorf("%w: keys of profile %s are adopted (machine_adopt), not made", ErrInput, n.Profile)
+	}
 	usages := slices.Clone(n.Usages)
 	if len(usages) == 0 {
 		if usages, err = mechanism.DefaultUsages(n.Algorithm, n.Profile); err != nil {
@@ -185,6 +188,9 @@ func (u *use) make(key *keystore.Key, row *mechanism.Row, escrow keyspec.Escrow,
 	}
 	v := &key.Versions[0]
 	err := u.withNew(key, v.Number, row, secret, func(b []byte, spki []byte) error {
+		if err := u.notMixed(key, row, spki); err != nil {
+			return err
+		}
 		ch.Material = map[keyspec.Version][]byte{v.Number: b}
 		u.setPublic(&ch, v, spki)
 		return u.withGuard(key, escrow, func(g *keystore.NamespaceGuard) error {

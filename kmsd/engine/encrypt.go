@@ -65,6 +65,11 @@ func (u *use) seal(dst []byte, f ciphertext.Format, data, aad []byte) ([]byte, e
 // its usage unwrap. What kmsd itself has such a key keep, the wrapping key of its namespace, is under another label. MOSIP wraps the keys of
 // its private keys at rest in just this way: who may decrypt with a module key and has rows of MOSIP's key_store can open these.
 func (e *Engine) Decrypt(ctx context.Context, c *Caller, ref keyspec.Ref, sealed, aad, label, dst []byte) (data []byte, number keyspec.Version, err error) {
+	return e.DecryptWith(ctx, c, ref, "", sealed, aad, label, dst)
+}
+
+// DecryptWith is Decrypt by a scheme, which only RSA keys have.
+func (e *Engine) DecryptWith(ctx context.Context, c *Caller, ref keyspec.Ref, s keyspec.Scheme, sealed, aad, label, dst []byte) (data []byte, number keyspec.Version, err error) {
 	a := act{op: "decrypt", ref: ref, usage: keyspec.Decrypt, module: true}
 	h, headerErr := ciphertext.ParseHeader(sealed)
 	if headerErr == nil {
@@ -84,12 +89,15 @@ func (e *Engine) Decrypt(ctx context.Context, c *Caller, ref keyspec.Ref, sealed
 				if u.key.Profile == mechanism.ProfileMOSIPModule {
 					data, err = decryptKey(k, sealed, label, dst)
 				} else {
-					data, err = k.Decrypt(dst, keyspec.RSAOAEPSHA256, sealed, label)
+					data, err = k.Decrypt(dst, s, sealed, label)
 				}
 				return err
 			})
 			number = u.version.Number
 			return err
+		}
+		if s != "" {
+			return fmt.Errorf("%w: a %s key has no scheme", ErrInput, u.key.Algorithm)
 		}
 		if headerErr != nil {
 			return ErrDecryption

@@ -4,6 +4,7 @@ import (
 	"crypto"
 	"crypto/rand"
 	"crypto/rsa"
+	_ "crypto/sha1" // for MGF1
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -110,19 +111,25 @@ func checkRSAPublic(public *rsa.PublicKey) error {
 	return nil
 }
 
-// Decrypt opens an RSAES-OAEP ciphertext (RFC 8017 section 7.1.2; SHA-256 for the label and MGF1) and appends the
-// plaintext to dst. Every failure that depends on the ciphertext is ErrDecryption.
+// Decrypt opens an RSAES-OAEP ciphertext (RFC 8017 section 7.1.2; SHA-256 for the label, and for MGF1 unless the scheme says SHA-1)
+// and appends the plaintext to dst. Every failure that depends on the ciphertext is ErrDecryption.
 func (k *Key) Decrypt(dst []byte, s keyspec.Scheme, ciphertext, label []byte) ([]byte, error) {
 	if k.row.Kind != KindRSA {
 		return nil, k.unsupported("decrypt with RSA-OAEP")
 	}
-	if s != "" && s != keyspec.RSAOAEPSHA256 {
+	options := &rsa.OAEPOptions{Hash: crypto.SHA256, Label: label}
+	switch s {
+	case "", keyspec.RSAOAEPSHA256:
+		s = keyspec.RSAOAEPSHA256
+	case keyspec.RSAOAEPSHA256MGF1SHA1:
+		options.MGFHash = crypto.SHA1 // no collision resistance is asked of it (RFC 8017 appendix B.2.1)
+	default:
 		return nil, fmt.Errorf("%w: %q is not a decryption scheme", ErrInput, string(s))
 	}
 	if k.device != nil {
-		return k.do(dst, Request{Usage: keyspec.Decrypt, Scheme: keyspec.RSAOAEPSHA256, Input: ciphertext, AAD: label}, 0)
+		return k.do(dst, Request{Usage: keyspec.Decrypt, Scheme: s, Input: ciphertext, AAD: label}, 0)
 	}
-	plaintext, err := rsa.DecryptOAEP(sha256.New(), nil, k.rsa, ciphertext, label)
+	plaintext, err := k.rsa.Decrypt(nil, ciphertext, options)
 	if err != nil {
 		return nil, ErrDecryption
 	}

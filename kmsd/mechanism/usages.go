@@ -11,6 +11,10 @@ import (
 // and unwraps them. It is the only way to have an RSA key that both signs and decrypts.
 const ProfileMOSIPModule = "mosip-module"
 
+// ProfileMOSIPMachine is the closed profile of the two keys of a registration machine of MOSIP. Each of them either signs or decrypts like
+// every RSA key, but where the machine kept its key in a file, both are the same RSA key, as MOSIP has it.
+const ProfileMOSIPMachine = "mosip-machine"
+
 var mosipModule = []keyspec.Usage{keyspec.Sign, keyspec.Verify, keyspec.Certify, keyspec.Unwrap}
 
 // purposes are the sets of usages that exclude each other: a key has usages of one set only.
@@ -60,6 +64,10 @@ func ValidateUsages(a keyspec.Algorithm, usages []keyspec.Usage, profile string)
 			return fmt.Errorf("%w: profile %s is for RSA keys that sign, verify, certify and unwrap", ErrUsages, profile)
 		}
 		return nil
+	case ProfileMOSIPMachine:
+		if a != keyspec.RSA2048 {
+			return fmt.Errorf("%w: profile %s is for RSA keys of 2048 bits", ErrUsages, profile)
+		}
 	default:
 		return fmt.Errorf("%w: unknown profile %q", ErrUsages, profile)
 	}
