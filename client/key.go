@@ -4,10 +4,10 @@ import (
 	"context"
 	"crypto"
 	"crypto/ecdsa"
-	"crypto/x509"
 	"fmt"
 	"strings"
 
+	"github.com/kmsd-project/kmsd/client/pkix"
 	"github.com/kmsd-project/kmsd/ipc/proto"
 	"github.com/kmsd-project/kmsd/keystore/keyspec"
 )
@@ -64,7 +64,7 @@ func (c *Client) newKey(ctx context.Context, ref string, info KeyInfo) (*Key, er
 }
 
 func parsePublic(a keyspec.Algorithm, spki []byte) (crypto.PublicKey, error) {
-	public, err := x509.ParsePKIXPublicKey(spki)
+	public, err := pkix.ParsePublicKey(spki)
 	if err != nil {
 		return nil, fmt.Errorf("%w: public key: %w", ErrProtocol, err)
 	}

@@ -36,8 +36,11 @@ func (k *Key) SignJWS(ctx context.Context, a jose.Algorithm, input []byte) ([]by
 
 // jwsScheme returns the signature scheme of a JWS algorithm, or "".
 func jwsScheme(a jose.Algorithm) keyspec.Scheme {
-	if a == jose.EdDSA {
+	switch a {
+	case jose.EdDSA:
 		return keyspec.PureEd25519
+	case jose.ES256K:
+		return keyspec.ECDSASHA256
 	}
 	family, known := map[string]string{"RS": "rsa-pkcs1-sha", "PS": "rsa-pss-sha", "ES": "ecdsa-sha"}[string(a[:min(2, len(a))])]
 	if !known || a.Hash() == 0 {

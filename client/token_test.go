@@ -15,9 +15,9 @@ import (
 func TestTokens(t *testing.T) {
 	c := dial(t)
 	const payload = `{"sub":"10001"}`
-	for _, algorithm := range signers {
+	for _, algorithm := range append(signers[:len(signers):len(signers)], keyspec.ECDSASecp256k1) {
 		key := create(t, c, algorithm)
-		for _, a := range []jose.Algorithm{jose.RS256, jose.RS512, jose.PS256, jose.PS384, jose.ES256, jose.ES384, jose.ES512, jose.EdDSA} {
+		for _, a := range []jose.Algorithm{jose.RS256, jose.RS512, jose.PS256, jose.PS384, jose.ES256, jose.ES384, jose.ES512, jose.ES256K, jose.EdDSA} {
 			token, err := jose.Sign(t.Context(), key, []byte(payload), jose.SignOptions{Algorithm: a, KeyID: key.Name()})
 			natural, naturalErr := jose.AlgorithmFor(key.Public())
 			if naturalErr != nil {

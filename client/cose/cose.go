@@ -1,7 +1,7 @@
 // Package cose reads and writes COSE_Sign1 messages (RFC 9052 section 4.2) and CBOR Web Tokens (RFC 8392), as far as MOSIP and
 // what surrounds it use them. It is a pure codec: the private key is behind a [jose.Signer], which for keys in kmsd is a
 // client.Key. The algorithms of COSE (RFC 9053 section 2, RFC 8230, RFC 8812) are those of JOSE, and so are the signatures that
-// they make; they go by the names of package jose. ES256K is not supported.
+// they make; they go by the names of package jose.
 //
 // # Security
 //
@@ -52,7 +52,7 @@ const (
 
 // The algorithms by their numbers (IANA registry "COSE Algorithms").
 var algorithms = map[int64]jose.Algorithm{
-	-7: jose.ES256, -35: jose.ES384, -36: jose.ES512, -8: jose.EdDSA,
+	-7: jose.ES256, -35: jose.ES384, -36: jose.ES512, -47: jose.ES256K, -8: jose.EdDSA,
 	-37: jose.PS256, -38: jose.PS384, -39: jose.PS512,
 	-257: jose.RS256, -258: jose.RS384, -259: jose.RS512,
 }

@@ -24,6 +24,7 @@ import (
 	"testing"
 
 	"github.com/kmsd-project/kmsd/client/packet"
+	"github.com/kmsd-project/kmsd/client/pkix"
 	"github.com/kmsd-project/kmsd/kmsd/mechanism/wycheprooftest"
 )
 
@@ -188,7 +189,7 @@ func TestRFC7515(t *testing.T) {
 func TestOwnSignatures(t *testing.T) {
 	rsaKey := baseKey(t)
 	holders := []*keyHolder{rsaKey}
-	for _, curve := range []elliptic.Curve{elliptic.P256(), elliptic.P384(), elliptic.P521()} {
+	for _, curve := range []elliptic.Curve{elliptic.P256(), elliptic.P384(), elliptic.P521(), pkix.Secp256k1()} {
 		k, err := ecdsa.GenerateKey(curve, rand.Reader)
 		if err != nil {
 			t.Fatal(err)
@@ -203,7 +204,7 @@ func TestOwnSignatures(t *testing.T) {
 	chain := []*x509.Certificate{certificate(t, "base"), certificate(t, "module")}
 	made := 0
 	for _, h := range holders {
-		for _, a := range []Algorithm{RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, ES512, EdDSA} {
+		for _, a := range []Algorithm{RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, ES512, ES256K, EdDSA} {
 			if !a.fits(h.key.Public()) {
 				continue
 			}

@@ -14,9 +14,11 @@ import (
 	"fmt"
 	"math/big"
 	"strings"
+
+	"github.com/kmsd-project/kmsd/client/pkix"
 )
 
-// Algorithm is a signature algorithm (RFC 7518 section 3.1, RFC 8037 section 3.1).
+// Algorithm is a signature algorithm (RFC 7518 section 3.1, RFC 8037 section 3.1, RFC 8812 section 3.2).
 type Algorithm string
 
 // The algorithms.
@@ -31,6 +33,9 @@ const (
 	ES384 Algorithm = "ES384"
 	ES512 Algorithm = "ES512"
 	EdDSA Algorithm = "EdDSA"
+
+	// ES256K is ECDSA on secp256k1. Both values of s are accepted, as RFC 8812 section 3.2 has it.
+	ES256K Algorithm = "ES256K"
 )
 
 // minRSA is the size in bits of the smallest RSA key that is accepted (RFC 7518 section 3.3).
@@ -39,7 +44,7 @@ const minRSA = 2048
 // Hash returns the hash of the algorithm, 0 for EdDSA, which has none outside.
 func (a Algorithm) Hash() crypto.Hash {
 	switch a {
-	case RS256, PS256, ES256:
+	case RS256, PS256, ES256, ES256K:
 		return crypto.SHA256
 	case RS384, PS384, ES384:
 		return crypto.SHA384
@@ -49,7 +54,7 @@ func (a Algorithm) Hash() crypto.Hash {
 	return 0
 }
 
-// curve returns the curve of ES256, ES384 and ES512 (RFC 7518 section 3.4), nil for other algorithms.
+// curve returns the curve of ES256, ES384, ES512 (RFC 7518 section 3.4) and ES256K, nil for other algorithms.
 func (a Algorithm) curve() elliptic.Curve {
 	switch a {
 	case ES256:
@@ -58,12 +63,14 @@ func (a Algorithm) curve() elliptic.Curve {
 		return elliptic.P384()
 	case ES512:
 		return elliptic.P521()
+	case ES256K:
+		return pkix.Secp256k1()
 	}
 	return nil
 }
 
-// AlgorithmFor returns the algorithm that is used with a public key when nobody asks for another: PS256 for RSA, ES256, ES384
-// or ES512 by the curve, EdDSA for Ed25519.
+// AlgorithmFor returns the algorithm that is used with a public key when nobody asks for another: PS256 for RSA, ES256, ES384,
+// ES512 or ES256K by the curve, EdDSA for Ed25519.
 func AlgorithmFor(public crypto.PublicKey) (Algorithm, error) {
 	switch k := public.(type) {
 	case *rsa.PublicKey:
@@ -71,7 +78,7 @@ func AlgorithmFor(public crypto.PublicKey) (Algorithm, error) {
 	case ed25519.PublicKey:
 		return EdDSA, nil
 	case *ecdsa.PublicKey:
-		for _, a := range []Algorithm{ES256, ES384, ES512} {
+		for _, a := range []Algorithm{ES256, ES384, ES512, ES256K} {
 			if k.Curve == a.curve() {
 				return a, nil
 			}

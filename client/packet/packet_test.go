@@ -15,12 +15,10 @@ import (
 	"encoding/pem"
 	"errors"
 	"io"
-	"math/big"
 	"os"
 	"strings"
 	"testing"
 	"testing/iotest"
-	"time"
 )
 
 // holder is an Unwrapper with a key in this process.
@@ -411,61 +409,6 @@ func TestLargerKeys(t *testing.T) {
 	}
 }
 
-// TestNegativeSerial reads certificates whose serial number is negative, without help from GODEBUG.
-func TestNegativeSerial(t *testing.T) {
-	root, err := ParseCertificate(readPEM(t, "root.cert.pem"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if want, _ := new(big.Int).SetString("-1A2FB3788B2D770C", 16); root.SerialNumber.Cmp(want) != 0 {
-		t.Errorf("serial number %x", root.SerialNumber)
-	}
-	if !bytes.Equal(root.Raw, readPEM(t, "root.cert.pem")) {
-		t.Error("Raw is not the certificate")
-	}
-	if !bytes.Contains(root.Raw, root.RawTBSCertificate) {
-		t.Error("RawTBSCertificate is not part of the certificate")
-	}
-	if err := root.CheckSignatureFrom(root); err != nil {
-		t.Error(err)
-	}
-	module, err := ParseCertificate(readPEM(t, "module.cert.pem"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	leaf, _ := base(t)
-	roots, between := x509.NewCertPool(), x509.NewCertPool()
-	roots.AddCert(root)
-	between.AddCert(module)
-	_, err = leaf.Verify(x509.VerifyOptions{
-		Roots: roots, Intermediates: between, CurrentTime: time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC),
-		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
-	})
-	if err != nil {
-		t.Error(err)
-	}
-	changed := bytes.Clone(root.Raw)
-	changed[len(changed)-1] ^= 1
-	other, err := ParseCertificate(changed)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := other.CheckSignatureFrom(root); err == nil {
-		t.Error("a changed signature verifies")
-	}
-}
-
-func TestNegative(t *testing.T) {
-	for _, test := range []struct {
-		in   []byte
-		want int64
-	}{{[]byte{0xff}, -1}, {[]byte{0x80}, -128}, {[]byte{0x80, 0}, -32768}, {[]byte{0xff, 0x7f}, -129}} {
-		if got := negative(test.in); got.Cmp(big.NewInt(test.want)) != 0 {
-			t.Errorf("%x is %v", test.in, got)
-		}
-	}
-}
-
 func FuzzDecryptPayload(f *testing.F) {
 	certificate, _ := base(f)
 	v := readVectors(f)
@@ -497,18 +440,6 @@ func FuzzDecryptPacket(f *testing.F) {
 	f.Fuzz(func(t *testing.T, packet []byte) {
 		if plaintext, err := Decrypt(t.Context(), &fixedKey{}, packet); err == nil && len(plaintext) == 0 {
 			t.Error("empty plaintext")
-		}
-	})
-}
-
-func FuzzParseCertificate(f *testing.F) {
-	for _, name := range []string{"root", "module", "base"} {
-		f.Add(readPEM(f, name+".cert.pem"))
-	}
-	f.Fuzz(func(t *testing.T, der []byte) {
-		c, err := ParseCertificate(der)
-		if err == nil && !bytes.Equal(c.Raw, der) {
-			t.Error("Raw is not the input")
 		}
 	})
 }

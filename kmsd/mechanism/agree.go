@@ -8,10 +8,10 @@ import (
 	"crypto/hkdf"
 	"crypto/rsa"
 	"crypto/sha256"
-	"crypto/x509"
 	"fmt"
 	"hash"
 
+	"github.com/kmsd-project/kmsd/client/pkix"
 	"github.com/kmsd-project/kmsd/keystore/keyspec"
 )
 
@@ -21,13 +21,13 @@ const MaxSPKI = 2048
 // MaxDerived is the longest output of HKDF-SHA256 in bytes (RFC 5869 section 2.3).
 const MaxDerived = 255 * sha256.Size
 
-// ParseSPKI parses a DER SubjectPublicKeyInfo into one of the types that Key.Public returns, for NIST curves always
+// ParseSPKI parses a DER SubjectPublicKeyInfo into one of the types that Key.Public returns, for NIST curves and secp256k1 always
 // *ecdsa.PublicKey. Only the algorithms of this package and canonical encodings are taken. Errors wrap ErrInput.
 func ParseSPKI(spki []byte) (crypto.PublicKey, error) {
 	if len(spki) > MaxSPKI {
 		return nil, fmt.Errorf("%w: public key longer than %d bytes", ErrInput, MaxSPKI)
 	}
-	public, err := x509.ParsePKIXPublicKey(spki)
+	public, err := pkix.ParsePublicKey(spki)
 	if err != nil {
 		return nil, fmt.Errorf("%w: not a SubjectPublicKeyInfo", ErrInput)
 	}
@@ -40,7 +40,7 @@ func ParseSPKI(spki []byte) (crypto.PublicKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	if again, err := x509.MarshalPKIXPublicKey(public); err != nil || !bytes.Equal(again, spki) {
+	if again, err := pkix.MarshalPublicKey(public); err != nil || !bytes.Equal(again, spki) {
 		return nil, fmt.Errorf("%w: not a SubjectPublicKeyInfo in DER", ErrInput)
 	}
 	return public, nil

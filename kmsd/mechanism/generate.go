@@ -36,6 +36,9 @@ func (r *Row) generate() ([]byte, error) {
 	case KindRSA:
 		return generateRSA(r.size * 8)
 	case KindECDSA, KindECDH:
+		if r.curve == k256 {
+			return generateKoblitz(), nil
+		}
 		private, err := r.curve.ecdh.GenerateKey(rand.Reader)
 		if err != nil {
 			return nil, err

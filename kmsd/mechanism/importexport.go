@@ -7,9 +7,11 @@ import (
 	"crypto/ed25519"
 	"crypto/rsa"
 	"crypto/x509"
-	"crypto/x509/pkix"
+	algorithm "crypto/x509/pkix"
 	"encoding/asn1"
 	"fmt"
+
+	"github.com/kmsd-project/kmsd/client/pkix"
 )
 
 // MaxEncoded bounds a private key in PKCS#8, in bytes. An RSA-4096 key has about 2,380.
@@ -34,11 +36,34 @@ func (r *Row) Import(encoded []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	var material []byte
+	if r.curve == k256 {
+		material, err = r.materialKoblitz(envelope)
+	} else {
+		material, err = r.material(encoded)
+	}
+	if err != nil {
+		return nil, err
+	}
+	key, err := r.Load(material)
+	if err != nil {
+		return nil, err
+	}
+	if public := envelope.public(); public != nil && !bytes.Equal(public, key.publicBytes()) {
+		return nil, fmt.Errorf("%w: the enclosed public key is not of the private key", ErrMaterial)
+	}
+	if err := key.checkPair(); err != nil {
+		return nil, fmt.Errorf("%w: the key is not consistent", ErrMaterial)
+	}
+	return material, nil
+}
+
+// material returns the material of a key in PKCS#8 of the row's algorithm.
+func (r *Row) material(encoded []byte) (material []byte, err error) {
 	private, err := x509.ParsePKCS8PrivateKey(encoded)
 	if err != nil {
 		return nil, fmt.Errorf("%w: not a private key in PKCS#8", ErrMaterial)
 	}
-	var material []byte
 	switch key := private.(type) {
 	case *rsa.PrivateKey:
 		if r.Kind != KindRSA {
@@ -70,16 +95,6 @@ func (r *Row) Import(encoded []byte) ([]byte, error) {
 	default:
 		return nil, r.otherAlgorithm()
 	}
-	key, err := r.Load(material)
-	if err != nil {
-		return nil, err
-	}
-	if public := envelope.public(); public != nil && !bytes.Equal(public, key.publicBytes()) {
-		return nil, fmt.Errorf("%w: the enclosed public key is not of the private key", ErrMaterial)
-	}
-	if err := key.checkPair(); err != nil {
-		return nil, fmt.Errorf("%w: the key is not consistent", ErrMaterial)
-	}
 	return material, nil
 }
 
@@ -94,6 +109,10 @@ func (r *Row) Export(material []byte) ([]byte, error) {
 	case KindRSA:
 		encoded, err = x509.MarshalPKCS8PrivateKey(key.rsa)
 	case KindECDSA:
+		if key.koblitz != nil {
+			encoded, err = key.koblitz.export()
+			break
+		}
 		encoded, err = x509.MarshalPKCS8PrivateKey(key.ecdsa)
 	case KindEd25519:
 		encoded, err = x509.MarshalPKCS8PrivateKey(key.ed25519)
@@ -116,7 +135,7 @@ func (r *Row) otherAlgorithm() error {
 func (k *Key) publicBytes() []byte {
 	switch k.row.Kind {
 	case KindECDSA:
-		public, err := k.ecdsa.PublicKey.Bytes()
+		public, err := pkix.Point(k.Public().(*ecdsa.PublicKey))
 		if err != nil {
 			return nil
 		}
@@ -132,7 +151,7 @@ func (k *Key) publicBytes() []byte {
 // envelope is OneAsymmetricKey (RFC 5958 section 2): what crypto/x509 does not look at.
 type envelope struct {
 	Version    int
-	Algorithm  pkix.AlgorithmIdentifier
+	Algorithm  algorithm.AlgorithmIdentifier
 	PrivateKey []byte
 	Attributes asn1.RawValue  `asn1:"optional,tag:0"`
 	PublicKey  asn1.BitString `asn1:"optional,tag:1"`

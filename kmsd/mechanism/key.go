@@ -8,7 +8,6 @@ import (
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/rsa"
-	"crypto/x509"
 	"fmt"
 	"hash"
 	"io"
@@ -16,6 +15,7 @@ import (
 
 	"golang.org/x/crypto/chacha20poly1305"
 
+	"github.com/kmsd-project/kmsd/client/pkix"
 	"github.com/kmsd-project/kmsd/keystore/keyspec"
 )
 
@@ -28,6 +28,7 @@ type Key struct {
 
 	rsa     *rsa.PrivateKey
 	ecdsa   *ecdsa.PrivateKey
+	koblitz *koblitz           // instead of ecdsa, for secp256k1
 	ed25519 ed25519.PrivateKey // the 64-byte form: deriving the public half is two thirds of a signature
 	ecdh    *ecdh.PrivateKey
 	aead    cipher.AEAD
@@ -56,6 +57,10 @@ func (r *Row) Load(material []byte) (*Key, error) {
 	case KindRSA:
 		k.rsa, err = loadRSA(material)
 	case KindECDSA:
+		if r.curve == k256 {
+			k.koblitz, err = loadKoblitz(material)
+			break
+		}
 		k.ecdsa, err = ecdsa.ParseRawPrivateKey(r.curve.elliptic, material)
 	case KindEd25519:
 		k.ed25519 = ed25519.NewKeyFromSeed(material)
@@ -100,6 +105,9 @@ func (k *Key) Public() crypto.PublicKey {
 	case KindRSA:
 		return &k.rsa.PublicKey
 	case KindECDSA:
+		if k.koblitz != nil {
+			return k.koblitz.public
+		}
 		return &k.ecdsa.PublicKey
 	case KindEd25519:
 		return k.ed25519.Public()
@@ -116,7 +124,7 @@ func (k *Key) SPKI() ([]byte, error) {
 	if public == nil {
 		return nil, fmt.Errorf("%w: %s has no public half", ErrUnsupported, k.row.Algorithm)
 	}
-	return x509.MarshalPKIXPublicKey(public)
+	return pkix.MarshalPublicKey(public)
 }
 
 // AEAD returns the cipher of an AEAD key, made once: nonces of 12 bytes, tags of 16. It is nil for other kinds.

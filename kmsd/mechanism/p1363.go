@@ -99,15 +99,15 @@ func appendDERInteger(dst, magnitude []byte) []byte {
 	return append(dst, magnitude...)
 }
 
-// curveSize returns the length of a scalar in bytes of the three curves kmsd uses.
+// curveSize returns the length of a scalar in bytes of the curves that kmsd signs with.
 func curveSize(c elliptic.Curve) (int, error) {
 	switch c {
-	case p256.elliptic:
+	case p256.elliptic, k256.elliptic:
 		return 32, nil
 	case p384.elliptic:
 		return 48, nil
 	case p521.elliptic:
 		return 66, nil
 	}
-	return 0, fmt.Errorf("%w: the curve is not P-256, P-384 or P-521", ErrUnsupported)
+	return 0, fmt.Errorf("%w: the curve is not P-256, P-384, P-521 or secp256k1", ErrUnsupported)
 }

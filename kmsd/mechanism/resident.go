@@ -157,6 +157,16 @@ func (k *Key) signInDevice(dst []byte, s keyspec.Scheme, e Encoding, in Input) (
 	if Verify(k.public, s, DER, in, signature) != nil {
 		return nil, fmt.Errorf("%w: the device made a %s signature that does not verify", ErrSelfTest, s)
 	}
+	if k.row.curve == k256 && k.row.Kind == KindECDSA {
+		raw, err := AppendP1363(nil, signature, k.row.size)
+		if err != nil {
+			return nil, err
+		}
+		if lowS(raw); e == P1363 {
+			return append(dst, raw...), nil
+		}
+		return AppendDER(dst, raw, k.row.size)
+	}
 	if e == P1363 {
 		return AppendP1363(dst, signature, k.row.size)
 	}

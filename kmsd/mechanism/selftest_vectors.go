@@ -122,6 +122,14 @@ var knownECDSAP521 = knownAnswer{
 		f0777b1a20f8ccb1dccc43997f1ee0e44da4a67a`,
 }
 
+// knownECDSASecp256k1: RFC 6979 section 3.2 on a curve that its appendix leaves out, SHA-256, message "sample", the smaller s; the answer is that
+// of an implementation in another language.
+var knownECDSASecp256k1 = knownAnswer{
+	material: "cca9fbcc1b41e5a95d369eaa6ddcff73b61a4efaa279cfc6567e8daa39cbaf50",
+	input:    "73616d706c65",
+	output:   "af340daf02cc15c8d5d08d7735dfe6b98a474ed373bdb5fbecf7571be52b38425009fb27f37034a9b24b707b7c6b79ca23ddef9e25f7282e8a797efe53a8f124",
+}
+
 // knownEd25519: RFC 8032 section 7.1, test 3.
 var knownEd25519 = knownAnswer{
 	material: "c5aa8df43f9f837bedb7442f31dcb7b166d38535076f094b85ce3a2e0b4458f7",

@@ -92,6 +92,12 @@ func (k *Key) Sign(dst []byte, s keyspec.Scheme, e Encoding, in Input) ([]byte, 
 	}
 	var signature []byte
 	switch {
+	case k.koblitz != nil:
+		var extra [32]byte
+		rand.Read(extra[:]) // never fails
+		if signature = k.koblitz.sign(digest, extra[:]); e != P1363 {
+			return AppendDER(dst, signature, k.row.size)
+		}
 	case k.row.Kind == KindECDSA:
 		signature, err = ecdsa.SignASN1(rand.Reader, k.ecdsa, digest)
 		if err == nil && e == P1363 {
@@ -110,7 +116,10 @@ func (k *Key) Sign(dst []byte, s keyspec.Scheme, e Encoding, in Input) ([]byte, 
 
 // Verify checks sig over in with a public key and returns nil or an error that wraps ErrVerification; ErrInput and
 // ErrUnsupported say that the question makes no sense. An empty scheme means the default of the key. ECDSA in DER is
-// strict, and P-256, P-384 and P-521 are the only curves; RSA keys have MinRSABits to MaxRSABits.
+// strict, and P-256, P-384, P-521 and secp256k1 are the only curves; RSA keys have MinRSABits to MaxRSABits.
+//
+// Of the two values of s that fit a signature the larger one is accepted too, also for secp256k1: RFC 8812 asks for neither, and
+// Java's providers, MOSIP's among them, make either. A signature is therefore no name for what was signed.
 //
 // A PSS salt of any length is accepted, because signers such as openssl dgst use the longest one that fits, and the
 // length of the salt bears on the tightness of the proof for the signer, not on what a verifier can be made to
@@ -136,14 +145,14 @@ func Verify(public crypto.PublicKey, s keyspec.Scheme, e Encoding, in Input, sig
 		}
 		return nil
 	case *ecdsa.PublicKey:
-		if !schemeIsECDSA(s) {
+		size, err := curveSize(key.Curve)
+		if err != nil {
+			return err
+		}
+		if !slices.Contains(schemesOf(key), s) {
 			return wrongScheme(s)
 		}
 		if err := checkEncoding(e, true); err != nil {
-			return err
-		}
-		size, err := curveSize(key.Curve)
-		if err != nil {
 			return err
 		}
 		digest, err := in.digest(s, &space)
@@ -192,10 +201,6 @@ func schemeIsPSS(s keyspec.Scheme) bool {
 
 func schemeIsPKCS1(s keyspec.Scheme) bool {
 	return s == keyspec.RSAPKCS1SHA256 || s == keyspec.RSAPKCS1SHA384 || s == keyspec.RSAPKCS1SHA512
-}
-
-func schemeIsECDSA(s keyspec.Scheme) bool {
-	return s == keyspec.ECDSASHA256 || s == keyspec.ECDSASHA384 || s == keyspec.ECDSASHA512
 }
 
 func wrongScheme(s keyspec.Scheme) error {

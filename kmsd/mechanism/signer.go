@@ -70,6 +70,8 @@ func schemesOf(public crypto.PublicKey) []keyspec.Scheme {
 			return p384Schemes
 		case p521.elliptic:
 			return p521Schemes
+		case k256.elliptic:
+			return k256Schemes
 		}
 	}
 	return nil

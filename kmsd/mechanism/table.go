@@ -6,6 +6,7 @@ import (
 	"crypto/elliptic"
 	"fmt"
 
+	"github.com/kmsd-project/kmsd/client/pkix"
 	"github.com/kmsd-project/kmsd/keystore/keyspec"
 )
 
@@ -60,7 +61,7 @@ type Row struct {
 	known knownAnswer // of the self-test
 }
 
-// curve is an elliptic curve as the standard library's two packages know it. elliptic is nil for X25519.
+// curve is an elliptic curve as the standard library's two packages know it. elliptic is nil for X25519, ecdh for secp256k1.
 type curve struct {
 	elliptic elliptic.Curve
 	ecdh     ecdh.Curve
@@ -70,6 +71,7 @@ var (
 	p256   = curve{elliptic.P256(), ecdh.P256()}
 	p384   = curve{elliptic.P384(), ecdh.P384()}
 	p521   = curve{elliptic.P521(), ecdh.P521()}
+	k256   = curve{pkix.Secp256k1(), nil}
 	x25519 = curve{nil, ecdh.X25519()}
 )
 
@@ -88,6 +90,7 @@ var (
 	p256Schemes = []keyspec.Scheme{keyspec.ECDSASHA256, keyspec.ECDSASHA384, keyspec.ECDSASHA512}
 	p384Schemes = []keyspec.Scheme{keyspec.ECDSASHA384, keyspec.ECDSASHA256, keyspec.ECDSASHA512}
 	p521Schemes = []keyspec.Scheme{keyspec.ECDSASHA512, keyspec.ECDSASHA256, keyspec.ECDSASHA384}
+	k256Schemes = []keyspec.Scheme{keyspec.ECDSASHA256} // what ES256K is (RFC 8812 section 3.2)
 	edSchemes   = []keyspec.Scheme{keyspec.PureEd25519}
 )
 
@@ -99,6 +102,7 @@ var table = []*Row{
 	{keyspec.ECDSAP256, KindECDSA, Modern, CostCurve, certifying, signing, p256Schemes, 32, p256, 0, knownECDSAP256},
 	{keyspec.ECDSAP384, KindECDSA, Modern, CostCurve, certifying, signing, p384Schemes, 48, p384, 0, knownECDSAP384},
 	{keyspec.ECDSAP521, KindECDSA, Modern, CostCurve, certifying, signing, p521Schemes, 66, p521, 0, knownECDSAP521},
+	{keyspec.ECDSASecp256k1, KindECDSA, Modern, CostCurve, certifying, signing, k256Schemes, 32, k256, 0, knownECDSASecp256k1},
 	{keyspec.Ed25519, KindEd25519, Modern, CostCurve, certifying, signing, edSchemes, 32, curve{}, 0, knownEd25519},
 	{keyspec.X25519, KindECDH, Modern, CostCurve, agreeing, agreeing, nil, 32, x25519, 0, knownX25519},
 	{keyspec.ECDHP256, KindECDH, Modern, CostCurve, agreeing, agreeing, nil, 32, p256, 0, knownECDHP256},

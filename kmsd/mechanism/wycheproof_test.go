@@ -36,6 +36,8 @@ var wycheproof = []struct {
 	{"ecdsa_secp384r1_sha384_p1363", []keyspec.Algorithm{keyspec.ECDSAP384}, verifyVectors, true},
 	{"ecdsa_secp384r1_sha512", []keyspec.Algorithm{keyspec.ECDSAP384}, verifyVectors, true},
 	{"ecdsa_secp384r1_sha512_p1363", []keyspec.Algorithm{keyspec.ECDSAP384}, verifyVectors, true},
+	{"ecdsa_secp256k1_sha256", []keyspec.Algorithm{keyspec.ECDSASecp256k1}, verifyVectors, false},
+	{"ecdsa_secp256k1_sha256_p1363", []keyspec.Algorithm{keyspec.ECDSASecp256k1}, verifyVectors, false},
 	{"ecdsa_secp521r1_sha512", []keyspec.Algorithm{keyspec.ECDSAP521}, verifyVectors, true},
 	{"ecdsa_secp521r1_sha512_p1363", []keyspec.Algorithm{keyspec.ECDSAP521}, verifyVectors, true},
 	{"ed25519", []keyspec.Algorithm{keyspec.Ed25519}, verifyVectors, false},
