@@ -244,7 +244,7 @@ func isRepeatable(op string) bool {
 		proto.OpKeyGet, proto.OpKeyList, proto.OpKeyFind, proto.OpPublic, proto.OpCertRequest, proto.OpCertGet,
 		proto.OpSign, proto.OpVerify, proto.OpMAC, proto.OpMACVerify, proto.OpEncrypt, proto.OpDecrypt,
 		proto.OpRewrap, proto.OpWrap, proto.OpDataKey, proto.OpRandom,
-		proto.OpSlotList, proto.OpStoreVerify, proto.OpAuditTail, proto.OpAuditHead:
+		proto.OpMachineShow, proto.OpSlotList, proto.OpStoreVerify, proto.OpAuditTail, proto.OpAuditHead:
 		return true
 	}
 	return false

@@ -97,7 +97,7 @@ func handleDecrypt(c *call) (proto.Message, error) {
 	if err != nil {
 		return nil, err
 	}
-	data, number, err := c.daemon.engine.Decrypt(c.ctx, &c.session.who, ref, in.Ciphertext, in.AAD, in.Label, c.room(len(in.Ciphertext)))
+	data, number, err := c.daemon.engine.DecryptWith(c.ctx, &c.session.who, ref, keyspec.Scheme(in.Scheme), in.Ciphertext, in.AAD, in.Label, c.room(len(in.Ciphertext)))
 	if err != nil {
 		return nil, err
 	}

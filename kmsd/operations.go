@@ -61,6 +61,10 @@ func operations() map[string]operation {
 		proto.OpCertAttach:   {onBoth, whenReady, disk, handleCertAttach},
 		proto.OpCertGet:      {onBoth, whenReady, pool, handleCertGet},
 
+		proto.OpMachineAdopt:   {onAdmin, whenReady, adopting, handleMachineAdopt},
+		proto.OpMachineShow:    {onBoth, whenReady, disk, handleMachineShow},
+		proto.OpMachineRelease: {onAdmin, whenReady, device, handleMachineRelease},
+
 		proto.OpSlotList:     {onAdmin, whenSealed, device, handleSlotList},
 		proto.OpSlotAdd:      {onAdmin, whenReady, device, handleSlotAdd},
 		proto.OpSlotRemove:   {onAdmin, whenReady, device, handleSlotRemove},

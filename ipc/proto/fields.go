@@ -365,6 +365,7 @@ func (m *Decrypt) fields(f *fields) {
 	f.bin("ciphertext", &m.Ciphertext, maxSealed)
 	f.bin("aad", &m.AAD, maxAAD)
 	f.bin("label", &m.Label, maxInfo)
+	f.str("scheme", &m.Scheme, maxWord)
 }
 
 func (m *DecryptReply) fields(f *fields) {

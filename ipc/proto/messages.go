@@ -363,6 +363,7 @@ type Decrypt struct {
 	Ciphertext []byte
 	AAD        []byte
 	Label      []byte
+	Scheme     string // of an RSA key: rsa-oaep-sha256 or rsa-oaep-mgf1sha1-sha256
 }
 
 // DecryptReply carries a plaintext.

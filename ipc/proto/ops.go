@@ -62,6 +62,24 @@ const (
 	OpCertAttach   = "cert_attach"
 	OpCertGet      = "cert_get"
 
+	// The hierarchy of applications.
+	OpAppList        = "app_list"
+	OpAppGet         = "app_get"
+	OpAppSet         = "app_set"
+	OpMasterGenerate = "master_generate"
+	OpCertCurrent    = "cert_current"
+	OpCertCSR        = "cert_csr"
+	OpCertList       = "cert_list"
+	OpCRLGet         = "crl_get"
+	OpExpiry         = "expiry"
+	OpEvents         = "events"
+	OpClockAccept    = "clock_accept"
+
+	// The identity of a registration machine.
+	OpMachineAdopt   = "machine_adopt"
+	OpMachineShow    = "machine_show"
+	OpMachineRelease = "machine_release"
+
 	// Administration, on the admin socket only.
 	OpSlotList     = "slot_list"
 	OpSlotAdd      = "slot_add"

@@ -76,6 +76,10 @@ func Bodies() []Body {
 		body[CertAttach, Empty](OpCertAttach),
 		body[KeyRef, CertChain](OpCertGet),
 
+		body[MachineAdopt, Machine](OpMachineAdopt),
+		body[MachineRef, Machine](OpMachineShow),
+		body[MachineRef, Empty](OpMachineRelease),
+
 		body[Empty, SlotListReply](OpSlotList),
 		body[SlotAdd, SlotAddReply](OpSlotAdd),
 		body[SlotRef, SlotRemoveReply](OpSlotRemove),
