@@ -148,6 +148,9 @@ func (e *Engine) changed(changes []keystore.Change) {
 
 // secret returns the private half of the version in use.
 func (u *use) secret() (*mechanism.Key, error) {
+	if u.key.Origin == keyspec.Foreign {
+		return nil, errForeign
+	}
 	if u.key.Protection != keyspec.Software {
 		return u.resident()
 	}

@@ -417,6 +417,9 @@ func (u *use) rotated(key *keystore.Key, b, spki []byte, notBefore, expires time
 	if key.Origin == keyspec.Derived {
 		return nil, fmt.Errorf("%w: a derived key is rotated by deriving another", ErrUnsupported)
 	}
+	if key.Origin == keyspec.Foreign {
+		return nil, fmt.Errorf("%w: a key of somebody else is rotated by its owner, who then sends another certificate", ErrUnsupported)
+	}
 	if key.Profile == mechanism.ProfileMOSIPMachine {
 		return nil, fmt.Errorf("%w: the key of a machine is its identity, so it has no successor: release it and register the machine again", ErrUnsupported)
 	}

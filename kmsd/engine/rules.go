@@ -15,6 +15,9 @@ import (
 // errCompromised says that the use needs an explicit grant.
 var errCompromised = errors.New("compromised")
 
+// errForeign refuses what takes the private half of a key that is somebody else's.
+var errForeign = fmt.Errorf("%w: only its owner has the private half", ErrUsage)
+
 // current returns the number of the version that is used when none is named: Current, or a later one whose time has come
 // meanwhile.
 func current(key *keystore.Key, now time.Time) keyspec.Version {
@@ -80,6 +83,9 @@ func reachable(key *keystore.Key, c *Caller) error {
 func permit(key *keystore.Key, v *keystore.Version, usage keyspec.Usage, now time.Time) error {
 	if !slices.Contains(key.Usages, usage) {
 		return fmt.Errorf("%w: %s", ErrUsage, usage)
+	}
+	if key.Origin == keyspec.Foreign && usage != keyspec.Verify && usage != keyspec.Encrypt {
+		return fmt.Errorf("%w: %s", errForeign, usage)
 	}
 	if !v.DestroyAt.IsZero() {
 		return fmt.Errorf("%w: destruction is scheduled", ErrState)

@@ -30,6 +30,9 @@ func (e *Engine) Wrap(ctx context.Context, c *Caller, ref, target keyspec.Ref) (
 		if err := reachable(key, c); err != nil {
 			return err
 		}
+		if key.Origin == keyspec.Foreign {
+			return errForeign
+		}
 		if !key.Exportable {
 			return fmt.Errorf("%w: %s is not exportable", ErrUsage, target.Name)
 		}
