@@ -210,12 +210,12 @@ func TestOwnSignatures(t *testing.T) {
 			}
 			for _, payload := range []string{"plain text", `{"a":"é"}`, "with.dots", ""} {
 				for _, o := range []SignOptions{
-					{}, {Detached: true}, {Unencoded: true}, {Unencoded: true, Detached: true},
+					{}, {Detached: true}, {Unencoded: true}, {Unencoded: true, Detached: true}, {Unencoded: true, EncodedAnyway: true},
 					{KeyID: "k<1>", Chain: chain, Include: 2, Thumbprint: true, URL: "https://example.org/c", Type: "JWT", Extra: map[string]any{"x": 1.0, "a": []any{"b"}}},
 				} {
 					o.Algorithm = a
 					token, err := Sign(t.Context(), h, []byte(payload), o)
-					if o.Unencoded && !o.Detached && !printable([]byte(payload)) {
+					if o.Unencoded && !o.Detached && !o.EncodedAnyway && !printable([]byte(payload)) {
 						if !errors.Is(err, ErrFormat) {
 							t.Errorf("%s, %q unencoded and attached: %v", a, payload, err)
 						}
@@ -253,6 +253,50 @@ func TestOwnSignatures(t *testing.T) {
 	}
 	if made < 150 {
 		t.Errorf("only %d tokens were made", made)
+	}
+}
+
+// TestEncodedAnyway reads the form of MOSIP's jwsSign: b64 is false, and the payload is in base64url all the same.
+func TestEncodedAnyway(t *testing.T) {
+	h := baseKey(t)
+	payload := "{\"a\": \"\xff\x00.\"}" // bytes that cannot stand in a token as they are
+	token, err := Sign(t.Context(), h, []byte(payload), SignOptions{Algorithm: PS256, Unencoded: true, EncodedAnyway: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	parts := strings.Split(token, ".")
+	if parts[1] != base64.RawURLEncoding.EncodeToString([]byte(payload)) {
+		t.Errorf("payload %q", parts[1])
+	}
+	header, err := base64.RawURLEncoding.DecodeString(parts[0])
+	if err != nil || !strings.Contains(string(header), `"b64":false`) || !strings.Contains(string(header), `"crit":["b64"]`) {
+		t.Errorf("header %s, %v", header, err)
+	}
+	verify := func(token string) ([]byte, error) {
+		s, err := ParseSigned(token)
+		if err != nil {
+			return nil, err
+		}
+		return s.Verify(h.key.Public(), nil)
+	}
+	if got, err := verify(token); err != nil || string(got) != payload {
+		t.Errorf("%q, %v", got, err)
+	}
+	for _, other := range []string{parts[1] + "A", parts[1][:8], "", strings.ToUpper(parts[1]), "e30", payload[:6]} {
+		if got, err := verify(parts[0] + "." + other + "." + parts[2]); err == nil {
+			t.Errorf("with %q: %q", other, got)
+		}
+	}
+	// What was signed as text is that text, even if it looks like base64url.
+	token, err = Sign(t.Context(), h, []byte("e30"), SignOptions{Algorithm: PS256, Unencoded: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := verify(token); err != nil || string(got) != "e30" {
+		t.Errorf("%q, %v", got, err)
+	}
+	if _, err := Sign(t.Context(), h, []byte("x"), SignOptions{Algorithm: PS256, EncodedAnyway: true}); !errors.Is(err, ErrFormat) {
+		t.Errorf("encoded anyway, and so or so: %v", err)
 	}
 }
 

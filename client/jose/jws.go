@@ -117,6 +117,10 @@ type SignOptions struct {
 	Detached   bool                // leave the payload out of the token (RFC 7515 appendix F)
 	Unencoded  bool                // sign the payload as it is (RFC 7797); it is then left out of the token unless it is printable without dots
 	Extra      map[string]any      // further members
+
+	// EncodedAnyway, with Unencoded, writes the payload in base64url although the header says that it is not encoded, as MOSIP's jwsSign
+	// does: so it may be anything. Readers that know RFC 7797 alone take that text for the payload, and refuse the signature.
+	EncodedAnyway bool
 }
 
 // Sign returns the token in the compact serialization.
@@ -131,7 +135,10 @@ func Sign(ctx context.Context, s Signer, payload []byte, o SignOptions) (string,
 	if err := h.addCertificates(o.Chain, o.Include, o.Thumbprint); err != nil {
 		return "", err
 	}
-	if o.Unencoded && !o.Detached && !printable(payload) {
+	if o.EncodedAnyway && !o.Unencoded {
+		return "", fmt.Errorf("%w: a payload that is encoded is not encoded anyway", ErrFormat)
+	}
+	if o.Unencoded && !o.Detached && !o.EncodedAnyway && !printable(payload) {
 		return "", fmt.Errorf("%w: a payload that is not encoded and not printable has to be detached (RFC 7797 section 5.2)", ErrFormat)
 	}
 	header, err := h.encode()
@@ -146,7 +153,7 @@ func Sign(ctx context.Context, s Signer, payload []byte, o SignOptions) (string,
 	middle := ""
 	switch {
 	case o.Detached:
-	case o.Unencoded:
+	case o.Unencoded && !o.EncodedAnyway:
 		middle = string(payload)
 	default:
 		middle = base64.RawURLEncoding.EncodeToString(payload)
@@ -228,6 +235,9 @@ func ParseSigned(token string) (*Signed, error) {
 
 // Verify checks the signature with a key that the caller believes and returns the payload. detached is the payload of a token
 // that has none, nil otherwise. ErrVerification says nothing about why.
+//
+// A payload that stands in the token as it is (RFC 7797) may be MOSIP's base64url of what was signed. It is the one or the other that the
+// signature is of, and that is what is returned.
 func (t *Signed) Verify(public crypto.PublicKey, detached []byte) ([]byte, error) {
 	payload := t.payload
 	switch {
@@ -242,7 +252,15 @@ func (t *Signed) Verify(public crypto.PublicKey, detached []byte) ([]byte, error
 	if a.Hash() == 0 && a != EdDSA {
 		return nil, fmt.Errorf("%w: algorithm %q", ErrUnsupported, t.Header.Algorithm)
 	}
-	if err := a.Verify(public, signingInput(t.first, payload, t.Header.Unencoded), t.signature); err != nil {
+	err := a.Verify(public, signingInput(t.first, payload, t.Header.Unencoded), t.signature)
+	if err != nil && t.Header.Unencoded && !t.Detached {
+		inner, notEncoded := decodeSegment(string(payload))
+		if notEncoded != nil {
+			return nil, err
+		}
+		payload, err = inner, a.Verify(public, signingInput(t.first, inner, true), t.signature)
+	}
+	if err != nil {
 		return nil, err
 	}
 	return payload, nil
