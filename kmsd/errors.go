@@ -39,6 +39,8 @@ var wireErrors = []struct {
 	{audit.ErrLocked, proto.CodeLocked, proto.ClassState, true, 0, "the keystore is locked"}, // before ErrAudit, which it may come in
 	{engine.ErrUnrecorded, proto.CodeStorage, proto.ClassBackend, true, time.Second, "the act could not be recorded, so it was not carried out"},
 	{engine.ErrAudit, proto.CodeStorage, proto.ClassBackend, false, time.Second, "the act could not be recorded: its result is withheld"},
+	{engine.ErrClock, proto.CodeClock, proto.ClassState, true, 0, ""},
+	{engine.ErrApplication, proto.CodeNotAvailable, proto.ClassPolicy, true, 0, ""},
 	{engine.ErrState, proto.CodeState, proto.ClassState, true, 0, ""},
 	{engine.ErrUsage, proto.CodeUsage, proto.ClassState, true, 0, ""},
 	{engine.ErrExpired, proto.CodeExpired, proto.ClassState, true, 0, ""},
