@@ -38,6 +38,26 @@ func (c *Client) makeKey(ctx context.Context, op string, params proto.Message) (
 // Import brings a key in: PKCS #8 DER for an asymmetric one, raw bytes for a symmetric one. It is sealed (HPKE) to a
 // one-time key of kmsd before it leaves this process. An import whose answer is lost is not repeated.
 func (c *Client) Import(ctx context.Context, spec KeySpec, material []byte) (*Key, error) {
+	i, err := c.beginImport(ctx, material)
+	if err != nil {
+		return nil, err
+	}
+	var info KeyInfo
+	p := &proto.KeyImport{Key: spec, Wrapped: i.wrapped, Token: i.token}
+	if err := i.conn.call(ctx, proto.OpKeyImport, p, &info, &proto.Options{RequestKey: newRequestKey()}); err != nil {
+		return nil, notSentIsUnreachable(err)
+	}
+	return c.newKey(ctx, info.Name, info)
+}
+
+// sealedImport is key material that was sealed to a one-time key of kmsd, for one request on the connection that it was asked for on.
+type sealedImport struct {
+	conn    *conn
+	wrapped []byte
+	token   []byte
+}
+
+func (c *Client) beginImport(ctx context.Context, material []byte) (*sealedImport, error) {
 	cn, err := c.connection(ctx)
 	if err != nil {
 		return nil, err
@@ -54,12 +74,7 @@ func (c *Client) Import(ctx context.Context, spec KeySpec, material []byte) (*Ke
 	if err != nil {
 		return nil, err
 	}
-	var info KeyInfo
-	p := &proto.KeyImport{Key: spec, Wrapped: wrapped, Token: begin.Token}
-	if err := cn.call(ctx, proto.OpKeyImport, p, &info, &proto.Options{RequestKey: newRequestKey()}); err != nil {
-		return nil, notSentIsUnreachable(err)
-	}
-	return c.newKey(ctx, info.Name, info)
+	return &sealedImport{cn, wrapped, begin.Token}, nil
 }
 
 func notSentIsUnreachable(err error) error {
