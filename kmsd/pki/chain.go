@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"github.com/kmsd-project/kmsd/client/pkix"
 )
 
 // ParseCertificate parses exactly one certificate, DER or PEM. Errors wrap ErrCertificate.
@@ -36,7 +38,7 @@ func parseCertificates(data []byte) ([]*x509.Certificate, error) {
 		return nil, fmt.Errorf("%w: longer than %d bytes", ErrCertificate, MaxChainBytes)
 	}
 	if !isPEM(data) {
-		chain, err := x509.ParseCertificates(data)
+		chain, err := pkix.ParseCertificates(data)
 		if err != nil {
 			return nil, fmt.Errorf("%w: %w", ErrCertificate, err)
 		}
@@ -51,7 +53,7 @@ func parseCertificates(data []byte) ([]*x509.Certificate, error) {
 	}
 	var chain []*x509.Certificate
 	for i, der := range blocks {
-		c, err := x509.ParseCertificate(der)
+		c, err := pkix.ParseCertificate(der)
 		if err != nil {
 			return nil, fmt.Errorf("%w %d: %w", ErrCertificate, i, err)
 		}

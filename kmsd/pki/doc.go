@@ -1,9 +1,9 @@
 // Package pki makes and checks X.509 certificates (RFC 5280) and PKCS#10 requests (RFC 2986): pure functions that take a
 // crypto.Signer where something is to be signed and a time where one is needed.
 //
-// Certificates with negative serial numbers exist in the field (MOSIP makes them half of the time) and are read: programs
-// that use this package are linked or built with GODEBUG x509negativeserial=1, without which crypto/x509 refuses them.
-// Certificates made here have positive serial numbers.
+// Certificates with negative serial numbers exist in the field (MOSIP makes them half of the time), and keys of secp256k1, which
+// crypto/x509 does not know. Both are read and verified like others; package pkix says how. Certificates made here have positive serial
+// numbers.
 package pki
 
 import "errors"

@@ -7,6 +7,8 @@ import (
 	"crypto/x509"
 	"fmt"
 	"math/big"
+
+	"github.com/kmsd-project/kmsd/client/pkix"
 )
 
 // SelfSign makes a certificate of the signer's key signed by itself, in DER. Errors wrap ErrKey, ErrSubject or ErrProfile.
@@ -52,6 +54,7 @@ func Issue(signer crypto.Signer, issuer *x509.Certificate, public crypto.PublicK
 			return nil, fmt.Errorf("%w: its path length allows at most %d below this certificate", ErrIssuer, limit-1)
 		}
 	}
+	template.AuthorityKeyId = issuer.SubjectKeyId // crypto/x509 leaves it out where subject and issuer have one name
 	if template.NotBefore.Before(issuer.NotBefore) {
 		template.NotBefore = issuer.NotBefore
 	}
@@ -66,7 +69,7 @@ func Issue(signer crypto.Signer, issuer *x509.Certificate, public crypto.PublicK
 		return nil, err
 	}
 	if constrainsNames(issuer) {
-		made, err := x509.ParseCertificate(der)
+		made, err := pkix.ParseCertificate(der)
 		if err != nil {
 			return nil, fmt.Errorf("%w: %w", ErrCertificate, err)
 		}
@@ -121,7 +124,13 @@ func newTemplate(public crypto.PublicKey, s Subject, p Profile) (*x509.Certifica
 }
 
 func create(template, parent *x509.Certificate, public crypto.PublicKey, signer crypto.Signer) ([]byte, error) {
-	der, err := x509.CreateCertificate(rand.Reader, template, parent, public, signer)
+	var der []byte
+	var err error
+	if pkix.IsSecp256k1(public) || pkix.IsSecp256k1(signer.Public()) {
+		der, err = createSecp256k1(template, parent, public, signer)
+	} else {
+		der, err = x509.CreateCertificate(rand.Reader, template, parent, public, signer)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrKey, err)
 	}

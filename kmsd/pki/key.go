@@ -8,10 +8,11 @@ import (
 	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rsa"
-	"crypto/sha256"
-	"crypto/x509"
+	"crypto/sha1"
 	"encoding/asn1"
 	"fmt"
+
+	"github.com/kmsd-project/kmsd/client/pkix"
 )
 
 // Bounds of an RSA modulus in bits: below it is weak, above it costs too much to verify with.
@@ -30,25 +31,27 @@ func checkKey(public crypto.PublicKey) error {
 		return nil
 	case *ecdsa.PublicKey:
 		switch key.Curve {
-		case elliptic.P256(), elliptic.P384(), elliptic.P521():
+		case elliptic.P256(), elliptic.P384(), elliptic.P521(), pkix.Secp256k1():
 			return nil
 		}
 	case ed25519.PublicKey, *ecdh.PublicKey:
 		return nil
 	}
-	return fmt.Errorf("%w: RSA, P-256, P-384, P-521, Ed25519 and X25519 are", ErrKey)
+	return fmt.Errorf("%w: RSA, P-256, P-384, P-521, secp256k1, Ed25519 and X25519 are", ErrKey)
 }
 
 // sameKey compares two public keys by their encodings.
 func sameKey(a, b crypto.PublicKey) bool {
-	one, err1 := x509.MarshalPKIXPublicKey(a)
-	two, err2 := x509.MarshalPKIXPublicKey(b)
+	one, err1 := pkix.MarshalPublicKey(a)
+	two, err2 := pkix.MarshalPublicKey(b)
 	return err1 == nil && err2 == nil && bytes.Equal(one, two)
 }
 
-// keyID returns the subject key identifier: the first 160 bits of SHA-256 over the key bits (RFC 7093 section 2 method 1).
+// keyID returns the subject key identifier: SHA-1 of the key bits (RFC 5280 section 4.2.1.2 method 1), as MOSIP, openssl and most authorities
+// make it. Certificates of one key by different issuers then have the same identifier, and what they issued names it as the authority key
+// identifier: verifiers such as openssl refuse a certificate whose issuer has another one. Nothing is protected by it.
 func keyID(public crypto.PublicKey) ([]byte, error) {
-	spki, err := x509.MarshalPKIXPublicKey(public)
+	spki, err := pkix.MarshalPublicKey(public)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrKey, err)
 	}
@@ -59,6 +62,6 @@ func keyID(public crypto.PublicKey) ([]byte, error) {
 	if _, err := asn1.Unmarshal(spki, &info); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrKey, err)
 	}
-	sum := sha256.Sum256(info.Key.Bytes)
-	return sum[:20], nil
+	sum := sha1.Sum(info.Key.Bytes)
+	return sum[:], nil
 }

@@ -1,5 +1,3 @@
-//go:debug x509negativeserial=1
-
 package pki
 
 import (
@@ -22,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/kmsd-project/kmsd/client/pkix"
 	"github.com/kmsd-project/kmsd/keystore/keyspec"
 )
 
@@ -34,6 +33,7 @@ var keys = sync.OnceValue(func() map[string]crypto.Signer {
 	for name, curve := range map[string]elliptic.Curve{"p256": elliptic.P256(), "p256b": elliptic.P256(), "p384": elliptic.P384(), "p521": elliptic.P521()} {
 		made[name], _ = ecdsa.GenerateKey(curve, rand.Reader)
 	}
+	made["secp256k1"], _ = ecdsa.GenerateKey(pkix.Secp256k1(), rand.Reader)
 	for _, name := range []string{"ed25519", "ed25519b"} {
 		_, made[name], _ = ed25519.GenerateKey(rand.Reader)
 	}
@@ -117,7 +117,7 @@ func TestOpenSSLAgrees(t *testing.T) {
 	if _, err := exec.LookPath("openssl"); err != nil {
 		t.Fatal("this test needs openssl: ", err)
 	}
-	for _, kind := range []string{"rsa", "p256", "p384", "p521", "ed25519"} {
+	for _, kind := range []string{"rsa", "p256", "p384", "p521", "secp256k1", "ed25519"} {
 		t.Run(kind, func(t *testing.T) {
 			signer := keys()[kind]
 			s, err := ParseSubject("CN=www.example.com (REGISTRATION),OU=Unit \\, with comma,O=Ünïcode,L=BANGALORE,ST=KA,C=IN",

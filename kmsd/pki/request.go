@@ -7,6 +7,8 @@ import (
 	"encoding/asn1"
 	"encoding/pem"
 	"fmt"
+
+	"github.com/kmsd-project/kmsd/client/pkix"
 )
 
 // Request makes a PKCS#10 request for the signer's key, in DER. Errors wrap ErrKey, ErrName or ErrSubject.
@@ -21,7 +23,13 @@ func Request(signer crypto.Signer, s Subject) ([]byte, error) {
 	for _, addr := range s.IP {
 		template.IPAddresses = append(template.IPAddresses, addr.AsSlice())
 	}
-	der, err := x509.CreateCertificateRequest(rand.Reader, template, signer)
+	var der []byte
+	var err error
+	if pkix.IsSecp256k1(signer.Public()) {
+		der, err = requestSecp256k1(template, signer)
+	} else {
+		der, err = x509.CreateCertificateRequest(rand.Reader, template, signer)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrKey, err)
 	}
@@ -45,7 +53,7 @@ func ParseRequest(data []byte) (*x509.CertificateRequest, error) {
 		}
 		der = blocks[0]
 	}
-	r, err := x509.ParseCertificateRequest(der)
+	r, err := pkix.ParseRequest(der)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrRequest, err)
 	}
