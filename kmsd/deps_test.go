@@ -74,9 +74,9 @@ var law = map[string][]string{
 	"packaging":                     {},
 
 	// The library and the tool of the outside.
-	"client":        {"client/ciphertext", "client/jose", "client/packet", "client/pkix", "ipc/proto", "keystore/keyspec", "golang.org/x/crypto/ssh"},
+	"client":        {"client/ciphertext", "client/cose", "client/jose", "client/packet", "client/pkix", "ipc/proto", "keystore/keyspec", "golang.org/x/crypto/ssh"},
 	"kmsctl/keymap": {"keystore/keyspec"},
-	"kmsctl": {"kmsctl/keymap", "client", "client/ciphertext", "client/packet", "client/pkix", "ipc/proto", "keystore/keyspec",
+	"kmsctl": {"kmsctl/keymap", "client", "client/ciphertext", "client/cose", "client/jose", "client/packet", "client/pkix", "ipc/proto", "keystore/keyspec",
 		"keystore", "keystore/secmem", "enclave", "enclave/recovery", "policy", "kmsd/audit", // without a daemon: verify, restore
 		"kmsd/pki", "github.com/pelletier/go-toml/v2", // certificates of every kind and PKCS #7 in files; lists of keys to make
 		"filippo.io/age", "github.com/spf13/cobra", "golang.org/x/crypto/ssh", "golang.org/x/sys/unix", "golang.org/x/term"},
