@@ -12,6 +12,7 @@ import (
 type Trust struct {
 	Roots         []*x509.Certificate // trust anchors
 	Intermediates []*x509.Certificate // CAs of which paths can be built; nothing is trusted because it is here
+	Removed       []*x509.Certificate // nothing is trusted over one of these, whoever has signed it
 	CRLs          []*CRL              // of these CAs
 	Revoked       []Withdrawn         // what is known to be revoked without a list
 }
@@ -41,8 +42,8 @@ const maxLinks = 100
 // intermediates, and judges each path it finds by Check and by the revocation lists, at a time. The first without a fault
 // makes the verdict; else it is that of the path that came closest.
 //
-// Invariant: a verdict is trusted only if its path ends in one of the roots, Check finds nothing wrong with it, and none of
-// its certificates is revoked or has lists that are all out of date.
+// Invariant: a verdict is trusted only if its path ends in one of the roots, Check finds nothing wrong with it, none of its
+// certificates is revoked or has lists that are all out of date, and none was removed.
 func (t *Trust) Verify(chain []*x509.Certificate, at time.Time) Verdict {
 	if err := checkSizes(chain); err != nil {
 		return Verdict{Reasons: []Reason{{0, Malformed, err.Error()}}}
@@ -65,12 +66,15 @@ type search struct {
 	pool  []*x509.Certificate // of issuers, roots first
 	links int                 // signatures that may still be verified
 	best  Verdict
-	close int // how close best came: 1 it just ends, 2 a bad link ends it, 3 the search was cut off, 4 it ends in a root: then fewer faults are better
+	close int // how close best came: 1 it just ends, 2 a bad link ends it, 3 it was cut off, 4 it ends in a root: then fewer faults are better
 }
 
 // extend looks for paths that begin with path. It reports whether there was one without a fault.
 func (s *search) extend(path []*x509.Certificate) bool {
 	last := path[len(path)-1]
+	if slices.ContainsFunc(s.Removed, last.Equal) {
+		return s.offer(path, 3, Reason{len(path) - 1, Removed, "it was removed from the domain"})
+	}
 	if slices.ContainsFunc(s.Roots, last.Equal) {
 		return s.anchored(path)
 	}
@@ -217,9 +221,12 @@ func (s *search) signer(l *CRL, issuer *x509.Certificate) *x509.Certificate {
 	return nil
 }
 
+// Removed is the code of what was taken out of a domain.
+const Removed Code = "removed"
+
 // weights order the reasons by how much they say: what someone did before what time did, and last what is only missing.
 var weights = []Code{
-	Malformed, Revoked, BadSignature, WeakSignature, WeakKey, NotCA, NoCertSign, PathTooLong, NameNotAllowed, CriticalExtension,
+	Malformed, Removed, Revoked, BadSignature, WeakSignature, WeakKey, NotCA, NoCertSign, PathTooLong, NameNotAllowed, CriticalExtension,
 	Expired, NotYetValid, BadCRL, StaleCRL, NameMismatch, Untrusted,
 }
 

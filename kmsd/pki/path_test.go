@@ -98,13 +98,17 @@ func TestVerify(t *testing.T) {
 		{"too-deep", deep[:MaxChain], Trust{Roots: list{rootA}, Intermediates: deep[MaxChain:]}, names(deep[:MaxChain]), "9 path-too-long"},
 		{"path-length", list{tooDeep, underZero, zero}, Trust{Roots: list{rootA}}, "deep MZ zero A", "2 path-too-long"},
 		{"outside-constraints", list{outside, constrained}, Trust{Roots: list{rootA}}, "out C A", "0 name-not-allowed"},
+		{"removed-middle", list{leaf, middle}, Trust{Roots: list{rootA}, Removed: list{middle}}, "leaf M", "1 removed"},
+		{"removed-root", list{leaf, middle, rootA}, Trust{Roots: list{rootB}, Removed: list{rootA}}, "leaf M A", "2 removed"},
+		{"removed-leaf", list{leaf, middle}, Trust{Roots: list{rootA}, Removed: list{leaf}}, "leaf", "0 removed"},
+		{"around-the-removed", list{leaf, old}, Trust{Roots: list{rootA}, Intermediates: list{middle}, Removed: list{old}}, "leaf M A", ""},
 		{"empty", nil, Trust{Roots: list{rootA}}, "", "0 malformed"},
 	} {
 		v := c.trust.Verify(c.chain, now)
 		if names(v.Path) != c.want || codes(v.Reasons) != c.codes || v.Trusted != (c.codes == "") {
 			t.Errorf("%s: %v by %q: %q", c.name, v.Trusted, names(v.Path), v.Reasons)
 		}
-		if c.name == "another-key-identifier" || c.name == "too-deep" || len(c.chain) == 1 && c.chain[0] == rootA || len(c.trust.Roots) == 0 || len(c.chain) == 0 {
+		if c.name == "another-key-identifier" || c.name == "too-deep" || len(c.chain) == 1 && c.chain[0] == rootA || len(c.trust.Roots) == 0 || len(c.trust.Removed) > 0 || len(c.chain) == 0 {
 			continue // there the JDK has other rules, or none
 		}
 		others := slices.Concat(c.chain, c.trust.Intermediates)
