@@ -15,7 +15,7 @@ const (
 	maxAudit      = 64 << 10
 	maxRequestKey = 4 << 10
 	maxChanges    = 10_000
-	maxAliases    = 64 // of one version, besides those that follow from its public part
+	maxAliases    = 64 // of one version, besides those that follow from its public part and those of its earlier certificates
 	maxAliasValue = 256
 )
 
@@ -274,20 +274,14 @@ func (s *Store) sealVersion(p *preparedChange, v, before *Version, meta *entry, 
 		p.entries = append(p.entries, entry{key: key, revision: context.revision, flags: entryForeign})
 	}
 	public, hasPublic := c.Public[v.Number]
-	v.aliases = nil
+	v.aliases, v.thumbprints = nil, nil
 	if before != nil {
-		v.public, v.SPKISHA256, v.aliases = before.public, before.SPKISHA256, before.aliases
+		v.public, v.SPKISHA256, v.aliases, v.thumbprints = before.public, before.SPKISHA256, before.aliases, before.thumbprints
 		if withdrawn(before, v) {
 			p.bump = true // an older copy of the store would undo it
 		}
 		if hasPublic || destroyed {
-			p.puts = append(p.puts, s.withoutAliases(meta, before)...)
-		}
-		if destroyed {
-			for _, a := range before.aliases {
-				p.puts = append(p.puts, s.aliasAt(a, key).removed())
-			}
-			v.aliases = nil
+			p.puts = append(p.puts, s.retireAliases(meta, before, v, &public)...)
 		}
 		if !hasPublic {
 			return nil
@@ -409,27 +403,62 @@ func (s *Store) sealMaterial(name keyspec.Name, key recordKey, c recordContext, 
 // publicAliases returns the aliases that follow from a public part.
 func (s *Store) publicAliases(key recordKey, p *Public) []put {
 	var list []put
-	if len(p.SPKI) > 0 {
-		sum := sha256.Sum256(p.SPKI)
-		list = append(list, s.alias(AliasSPKI, sum[:], key))
-	}
-	if len(p.Chain) > 0 {
-		sum := sha256.Sum256(p.Chain[0])
-		list = append(list, s.alias(AliasThumbprint, sum[:], key))
+	for _, place := range s.publicPlaces(p) {
+		list = append(list, s.aliasAt(place, key))
 	}
 	return list
 }
 
-// withoutAliases deletes the aliases of a public part that is about to be replaced, unless another key goes by them now. What the
-// new one has in common with it is written again afterwards.
-func (s *Store) withoutAliases(meta *entry, v *Version) []put {
-	old, err := s.public(meta, v)
-	if err != nil {
-		return nil // it is damaged, and replacing it is how that is mended
+// publicPlaces returns the places of those aliases: of the public key first, if there is one, then of the certificate, if there is one.
+func (s *Store) publicPlaces(p *Public) (places [][32]byte) {
+	if len(p.SPKI) > 0 {
+		sum := sha256.Sum256(p.SPKI)
+		places = append(places, s.aliasKey(AliasSPKI, sum[:]))
 	}
-	list := s.publicAliases(meta.key.id().at(v.Number), &old)
-	for i := range list {
-		list[i] = list[i].removed()
+	if len(p.Chain) > 0 {
+		sum := sha256.Sum256(p.Chain[0])
+		places = append(places, s.aliasKey(AliasThumbprint, sum[:]))
+	}
+	return places
+}
+
+// retireAliases deletes the aliases of a version that follow from its public part, when that is replaced by next, and all of one that
+// is destroyed, unless another key goes by them now. v is what the version will be. What the new public part has in common with the old
+// one is written again afterwards.
+//
+// Invariant: the thumbprints of earlier certificates for the same public key stay, the last MaxThumbprints of them, because what was
+// encrypted to a certificate names it by its thumbprint for ever.
+func (s *Store) retireAliases(meta *entry, before, v *Version, next *Public) (list []put) {
+	old, err := s.public(meta, before)
+	if err != nil {
+		old = Public{} // it is damaged, and replacing it is how that is mended
+	}
+	gone := s.publicPlaces(&old)
+	switch {
+	case v.State == keyspec.Destroyed:
+		gone = slices.Concat(gone, before.aliases, before.thumbprints)
+		v.aliases, v.thumbprints = nil, nil
+	case err == nil && !bytes.Equal(old.SPKI, next.SPKI):
+		gone = append(gone, before.thumbprints...)
+		v.thumbprints = nil
+	default:
+		kept := slices.Clone(before.thumbprints)
+		if len(old.Chain) > 0 {
+			last := len(gone) - 1
+			kept = append(kept, gone[last])
+			gone = gone[:last]
+		}
+		current := s.publicPlaces(next)
+		kept = slices.DeleteFunc(kept, func(place [32]byte) bool { return slices.Contains(current, place) })
+		surplus := max(len(kept)-MaxThumbprints, 0)
+		gone = append(gone, kept[:surplus]...)
+		v.thumbprints = kept[surplus:]
+	}
+	key := meta.key.id().at(v.Number)
+	for _, place := range gone {
+		if !slices.Contains(v.aliases, place) {
+			list = append(list, s.aliasAt(place, key).removed())
+		}
 	}
 	return list
 }

@@ -64,7 +64,7 @@ func FuzzMetadata(f *testing.F) {
 	c := testKey("app/k", keyspec.Ed25519, 32)
 	f.Add((&metadata{Key: *c.Key, wrapping: 2, escrow: keyspec.EscrowNone}).encode())
 	c.Key.Limited, c.Key.UsesLeft = true, 3
-	c.Key.Versions[0].aliases = [][32]byte{{1}, {2}}
+	c.Key.Versions[0].aliases, c.Key.Versions[0].thumbprints = [][32]byte{{1}, {2}}, [][32]byte{{3}}
 	f.Add((&metadata{Key: *c.Key}).encode())
 	f.Fuzz(func(t *testing.T, b []byte) {
 		m, err := decodeMetadata(b)

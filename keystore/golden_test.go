@@ -91,6 +91,14 @@ func TestMakeGoldenStore(t *testing.T) {
 		applyDocuments(t, s, DocumentChange{Document: d, Delete: name == "deleted", Bump: true})
 	}
 	mustApply(t, s, foreignKey("golden/foreign"))
+	renewed := testKey("golden/renewed", keyspec.RSA2048, 256)
+	renewed.Public[1] = Public{SPKI: renewed.Public[1].SPKI, Chain: [][]byte{[]byte("golden earlier certificate")}}
+	mustApply(t, s, renewed)
+	k, err := s.Get("golden/renewed")
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustApply(t, s, Change{Key: k, Public: map[keyspec.Version]Public{1: testPublic("golden/renewed", 1)}})
 	mustApply(t, s, guardedKey("guarded", goldenGuard()))
 	mustApply(t, s, testKey("guarded/k", keyspec.Ed25519, 32))
 	if _, err := s.AddSlot(ctx, testSlot(2)); err != nil {
@@ -196,10 +204,10 @@ func TestStoreOfFormat1Opens(t *testing.T) {
 
 func checkGolden(t *testing.T, s *Store) {
 	t.Helper()
-	if info := s.Info(); info.Keys != 49 || info.Documents != 3 || info.Guarded != 1 || info.WithoutEscrow != 0 || info.Epoch != 2 || len(info.Escrow) != 1 || !strings.HasPrefix(info.Escrow[0], "age1") {
+	if info := s.Info(); info.Keys != 50 || info.Documents != 3 || info.Guarded != 1 || info.WithoutEscrow != 0 || info.Epoch != 2 || len(info.Escrow) != 1 || !strings.HasPrefix(info.Escrow[0], "age1") {
 		t.Fatalf("%+v", info)
 	}
-	for name, size := range map[string]int{"golden": 256, "golden/full": 32, "golden/unbound": 66, "golden/rotated": 32, "other/before": 32, "many/k0": 32, "many/k39": 32} {
+	for name, size := range map[string]int{"golden": 256, "golden/full": 32, "golden/unbound": 66, "golden/rotated": 32, "golden/renewed": 256, "other/before": 32, "many/k0": 32, "many/k39": 32} {
 		checkKey(t, s, name, size)
 	}
 	checkForeign(t, s, "golden/foreign", 1)
@@ -231,6 +239,10 @@ func checkGolden(t *testing.T, s *Store) {
 	if ref, err := s.Alias(AliasSSH, []byte("golden fingerprint")); err != nil || ref.Name != "golden/full" {
 		t.Errorf("alias: %v %v", ref, err)
 	}
+	earlier := sha256.Sum256([]byte("golden earlier certificate"))
+	if ref, err := s.Alias(AliasThumbprint, earlier[:]); err != nil || ref.Name != "golden/renewed" {
+		t.Errorf("alias of an earlier certificate: %v %v", ref, err)
+	}
 	k, err = s.Get("golden/rotated")
 	if err != nil || len(k.Versions) != 4 || k.Current != 4 || k.Versions[1].State != keyspec.Destroyed {
 		t.Errorf("rotated key: %+v %v", k, err)
@@ -256,7 +268,7 @@ func checkGolden(t *testing.T, s *Store) {
 		t.Errorf("derived secret %x, want %s (%v)", secret, derived, err)
 	}
 	report, err := s.Verify(context.Background(), nil)
-	if err != nil || len(report.Damaged) != 0 || report.Keys != 49 || report.Documents != 3 || report.Orphans != 0 || report.Unopened != 0 {
+	if err != nil || len(report.Damaged) != 0 || report.Keys != 50 || report.Documents != 3 || report.Orphans != 0 || report.Unopened != 0 {
 		t.Errorf("%+v %v", report, err)
 	}
 }
@@ -282,7 +294,7 @@ func TestBackupOfFormat1IsRestored(t *testing.T) {
 	if key, err := s.EscrowedNamespaceKey("guarded", ids); err != nil || !bytes.Equal(key, goldenGuard().Key) {
 		t.Errorf("escrow: %v", err)
 	}
-	if m.Keys != 49 || len(m.Guarded) != 1 || m.Guarded[0].Name != "guarded" || string(m.AuditHead) != "head" || string(m.PolicyDigest) != "digest" {
+	if m.Keys != 50 || len(m.Guarded) != 1 || m.Guarded[0].Name != "guarded" || string(m.AuditHead) != "head" || string(m.PolicyDigest) != "digest" {
 		t.Errorf("%+v", m)
 	}
 	checkGolden(t, s)

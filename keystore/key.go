@@ -10,8 +10,11 @@ import (
 const (
 	MaxMaterial = 9 << 10   // bytes of material of one version: what a device gives out for a resident key may be that long
 	KeyMaterial = 512       // bytes of material of one version that is a private key itself
-	MaxMetadata = 128 << 10 // bytes of the encoded metadata of one key, all versions together
+	MaxMetadata = 256 << 10 // bytes of the encoded metadata of one key, all versions together
 	MaxPublic   = 64 << 10  // bytes of the encoded public part of one version, chain included
+
+	// MaxThumbprints is how many of the certificates that a version had before its present one it goes by; then the oldest is forgotten.
+	MaxThumbprints = 16
 )
 
 // Key is the metadata of a key and of all its versions. The store keeps it and gives it no meaning beyond its structure.
@@ -52,8 +55,9 @@ type Version struct {
 	Invocations uint64 // reserved in blocks by the caller, never decreasing
 	SPKISHA256  [32]byte
 
-	public  uint64     // revision of the public record
-	aliases [][32]byte // places of the aliases that do not follow from the public part
+	public      uint64     // revision of the public record
+	aliases     [][32]byte // places of the aliases that do not follow from the public part
+	thumbprints [][32]byte // places of the aliases that follow from earlier certificates, oldest first
 }
 
 // Public is the part of a key version that is no secret: the SubjectPublicKeyInfo in DER, empty for a symmetric key, and the
@@ -67,10 +71,12 @@ type Public struct {
 type AliasKind string
 
 // The kinds of alias. The store itself keeps AliasSPKI and AliasThumbprint in step with the public part; the others come with
-// a Change. A version that is destroyed has none any more. They are for bridges, which know a key by such a value and not by its name.
+// a Change. When a version gets another certificate for the same public key it also keeps the thumbprint of the one before, since what was
+// encrypted to that names it. A version that is destroyed has no aliases any more. They are for bridges, which know a key by such a value
+// and not by its name.
 const (
 	AliasSPKI       AliasKind = "spki-sha256"        // SHA-256 of the SubjectPublicKeyInfo, 32 bytes
-	AliasThumbprint AliasKind = "certificate-sha256" // SHA-256 of the leaf certificate, 32 bytes
+	AliasThumbprint AliasKind = "certificate-sha256" // SHA-256 of a leaf certificate, the present one or an earlier one, 32 bytes
 	AliasCKAID      AliasKind = "cka-id"             // PKCS#11 CKA_ID
 	AliasSSH        AliasKind = "ssh-sha256"         // SHA-256 of the SSH wire form of the public key, 32 bytes
 )

@@ -85,12 +85,34 @@ func (m *metadata) encode() []byte {
 		e.u64(v.Invocations)
 		e.raw(v.SPKISHA256[:])
 		e.u64(v.public)
-		e.u8(uint8(len(v.aliases)))
-		for _, a := range v.aliases {
-			e.raw(a[:])
-		}
+		e.places(v.aliases)
+		e.places(v.thumbprints)
 	}
 	return e.b
+}
+
+// places stores the places of at most 255 aliases.
+func (e *encoder) places(list [][32]byte) {
+	e.u8(uint8(len(list)))
+	for i := range list {
+		e.raw(list[i][:])
+	}
+}
+
+func (d *decoder) places() [][32]byte {
+	n := int(d.u8())
+	if n == 0 {
+		return nil
+	}
+	if n*32 > len(d.b) {
+		d.fail(errShort)
+		return nil
+	}
+	list := make([][32]byte, n)
+	for i := range list {
+		d.fixed(list[i][:])
+	}
+	return list
 }
 
 // decodeMetadata parses the payload of a metadata record. The words in it are not checked against those this release knows: a key of
@@ -158,14 +180,8 @@ func decodeMetadata(b []byte) (*metadata, error) {
 		v.Invocations = d.u64()
 		d.fixed(v.SPKISHA256[:])
 		v.public = d.u64()
-		if n := int(d.u8()); n > 0 && d.err == nil && n*32 <= len(d.b) {
-			v.aliases = make([][32]byte, n)
-			for i := range v.aliases {
-				d.fixed(v.aliases[i][:])
-			}
-		} else if n > 0 {
-			d.fail(errShort)
-		}
+		v.aliases = d.places()
+		v.thumbprints = d.places()
 		if d.err != nil {
 			break
 		}

@@ -363,17 +363,126 @@ func TestAliasesFollowThePublicPart(t *testing.T) {
 	}
 	second := Public{SPKI: first.SPKI, Chain: [][]byte{[]byte("renewed")}}
 	attach("app/k", second)
-	finds(first.Chain[0], "")
+	finds(first.Chain[0], "app/k") // what was encrypted to it still names it
 	finds(second.Chain[0], "app/k")
 	attach("app/k", second) // the same again
 	finds(second.Chain[0], "app/k")
 	attach("app/other", second) // the alias goes to who comes last, and stays there
 	finds(second.Chain[0], "app/other")
+	finds(testPublic("app/other", 1).Chain[0], "") // it was for another public key
 	attach("app/k", Public{SPKI: first.SPKI})
+	finds(first.Chain[0], "app/k")
 	finds(second.Chain[0], "app/other")
 	spki := sha256.Sum256(first.SPKI)
 	if ref, err := s.Alias(AliasSPKI, spki[:]); err != nil || ref.Name != "app/k" {
 		t.Errorf("%v %v", ref, err)
+	}
+}
+
+func TestThumbprintsOfEarlierCertificatesStay(t *testing.T) {
+	s := newStore(t)
+	c := testKey("app/k", keyspec.RSA2048, 256)
+	certificate := func(i int) []byte { return fmt.Appendf(nil, "certificate %d", i) }
+	thumb := func(i int) []byte { sum := sha256.Sum256(certificate(i)); return sum[:] }
+	c.Aliases = []Alias{{AliasThumbprint, thumb(-1), 1}, {AliasCKAID, []byte("id"), 1}} // one from before it came here
+	mustApply(t, s, c, testKey("app/other", keyspec.RSA2048, 256))
+	attach := func(p Public) {
+		t.Helper()
+		k, err := s.Get("app/k")
+		if err != nil {
+			t.Fatal(err)
+		}
+		mustApply(t, s, Change{Key: k, Public: map[keyspec.Version]Public{1: p}})
+	}
+	expect := func(first, last int) {
+		t.Helper()
+		for i := -2; i < 100; i++ {
+			ref, err := s.Alias(AliasThumbprint, thumb(i))
+			if found := i == -1 || i >= first && i <= last; found && (err != nil || ref.Name != "app/k") || !found && !errors.Is(err, ErrNotFound) {
+				t.Fatalf("certificate %d: %v %v", i, ref, err)
+			}
+		}
+		if report, err := s.Verify(t.Context(), nil); err != nil || len(report.Damaged) > 0 {
+			t.Fatalf("%+v %v", report, err)
+		}
+	}
+	public := func(i int) Public {
+		return Public{SPKI: c.Public[1].SPKI, Chain: [][]byte{certificate(i), []byte("issuer")}}
+	}
+	for i := range 40 {
+		attach(public(i))
+		expect(max(0, i-MaxThumbprints), i)
+	}
+	// The same again, with another issuer's certificate, or an earlier one once more: nothing is there twice, and nothing is lost.
+	attach(Public{SPKI: c.Public[1].SPKI, Chain: [][]byte{certificate(39), []byte("another issuer")}})
+	attach(public(30))
+	attach(public(39))
+	expect(40-1-MaxThumbprints, 39)
+	attach(public(-1)) // which was added by the caller, and stays for ever
+	attach(public(40))
+	for i := range MaxThumbprints {
+		attach(public(41 + i))
+	}
+	expect(40, 40+MaxThumbprints)
+	s = reopen(t, s)
+	if err := s.RotateEpoch(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	expect(40, 40+MaxThumbprints)
+	rotate(t, s, "app/k", 256)
+	expect(40, 40+MaxThumbprints)
+	// Without a certificate the version still goes by those it had, with another public key by none of them.
+	attach(Public{SPKI: c.Public[1].SPKI})
+	expect(41, 40+MaxThumbprints)
+	attach(Public{SPKI: []byte("another")})
+	expect(100, 0)
+	attach(public(50))
+	attach(public(51))
+	destroy(t, s, "app/k", 1)
+	for i := -1; i < 100; i++ {
+		if ref, err := s.Alias(AliasThumbprint, thumb(i)); !errors.Is(err, ErrNotFound) {
+			t.Fatalf("certificate %d of a destroyed version: %v %v", i, ref, err)
+		}
+	}
+}
+
+// The largest description of a key still fits its record, so no certificate is too many for it.
+func TestKeyWithAllItsVersionsAndCertificatesFits(t *testing.T) {
+	s := newStore(t)
+	c := testKey("app/k", keyspec.RSA2048, 256)
+	c.Key.Versions = nil
+	c.Key.Current = keyspec.MaxVersions
+	for n := keyspec.Version(1); n <= keyspec.MaxVersions; n++ {
+		state := keyspec.Deactivated
+		if n == c.Key.Current {
+			state = keyspec.Active
+		}
+		c.Key.Versions = append(c.Key.Versions, Version{Number: n, State: state, Created: testTime, NotBefore: testTime, Expires: testTime, Revoked: testTime, Reason: keyspec.CessationOfOperation})
+		c.Material[n], c.Public[n] = testMaterial("app/k", n, 256), testPublic("app/k", n)
+		c.Aliases = append(c.Aliases, Alias{AliasCKAID, fmt.Append(nil, n), n}, Alias{AliasSSH, fmt.Append(nil, n), n})
+	}
+	mustApply(t, s, c)
+	for i := range MaxThumbprints + 2 {
+		k, err := s.Get("app/k")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ch := Change{Key: k, Public: map[keyspec.Version]Public{}}
+		for n := range c.Public {
+			ch.Public[n] = Public{SPKI: c.Public[n].SPKI, Chain: [][]byte{fmt.Appendf(nil, "certificate %d of %d", i, n)}}
+		}
+		mustApply(t, s, ch)
+	}
+	first := sha256.Sum256([]byte("certificate 0 of 7"))
+	if ref, err := s.Alias(AliasThumbprint, first[:]); !errors.Is(err, ErrNotFound) {
+		t.Fatalf("%v %v", ref, err)
+	}
+	second := sha256.Sum256([]byte("certificate 1 of 7"))
+	if ref, err := s.Alias(AliasThumbprint, second[:]); err != nil || ref.String() != "app/k@7" {
+		t.Fatalf("%v %v", ref, err)
+	}
+	if report, err := s.Verify(t.Context(), nil); err != nil || len(report.Damaged) > 0 || report.Versions != keyspec.MaxVersions {
+		t.Fatalf("%+v %v", report, err)
 	}
 }
 

@@ -363,11 +363,7 @@ func (v *verification) aliases(ref keyspec.Ref, n *Version, public *Public) {
 	if n.State == keyspec.Destroyed {
 		return
 	}
-	places := slices.Clone(n.aliases)
-	for _, a := range v.s.publicAliases(v.id.at(n.Number), public) {
-		places = append(places, [32]byte(a.key))
-	}
-	for _, place := range places {
+	for _, place := range slices.Concat(n.aliases, n.thumbprints, v.s.publicPlaces(public)) {
 		if b, err := v.s.fetch(bucketAlias, place[:]); err != nil || b == nil {
 			v.part.add(ref, "an alias is missing")
 		}

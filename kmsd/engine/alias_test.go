@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"encoding/asn1"
 	"encoding/hex"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/kmsd-project/kmsd/keystore"
 	"github.com/kmsd-project/kmsd/keystore/keyspec"
+	"github.com/kmsd-project/kmsd/kmsd/mechanism"
 	"github.com/kmsd-project/kmsd/kmsd/pki"
 	"github.com/kmsd-project/kmsd/policy"
 )
@@ -107,6 +109,65 @@ func TestKeysAreFound(t *testing.T) {
 	h.found("APP/in@1", append(signing, keystore.AliasThumbprint)...)
 	h.restart()
 	h.found("APP/in@1", append(signing, keystore.AliasThumbprint)...)
+}
+
+// What was encrypted to a certificate names it by its thumbprint; that the key has another one by now makes no difference.
+func TestKeyIsFoundByItsEarlierCertificates(t *testing.T) {
+	h := newHouse(t)
+	ctx := t.Context()
+	h.create("APP/issuer", keyspec.ECDSAP256, keyspec.Certify)
+	h.create("APP/k", keyspec.RSA2048, keyspec.Decrypt)
+	s, err := pki.ParseSubject("CN=test", nil, nil, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.CertSelfSign(ctx, h.app, ref(t, "APP/issuer"), &s, &pki.Profile{CA: true, PathLen: -1}); err != nil {
+		t.Fatal(err)
+	}
+	type payload struct{ thumbprint, sealed []byte }
+	var payloads []payload
+	for generation := range 2 {
+		for i := range 3 {
+			chain, err := h.CertIssue(ctx, h.app, ref(t, "APP/issuer"), nil, ref(t, "APP/k"), &s, &pki.Profile{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			certificate, err := x509.ParseCertificate(chain[0])
+			if err != nil {
+				t.Fatal(err)
+			}
+			sealed, err := mechanism.Encrypt(nil, certificate.PublicKey, keyspec.RSAOAEPSHA256, fmt.Appendf(nil, "%d %d", generation, i), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			sum := sha256.Sum256(chain[0])
+			payloads = append(payloads, payload{sum[:], sealed})
+		}
+		if generation == 0 {
+			if _, err := h.Rotate(ctx, h.app, "APP/k", time.Time{}, time.Time{}, false); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	h.restart()
+	for i, p := range payloads {
+		key, number, err := h.Find(ctx, h.app, keystore.AliasThumbprint, p.thumbprint)
+		if err != nil || key.Name != "APP/k" || number != keyspec.Version(i/3+1) {
+			t.Fatalf("payload %d: %v, version %d", i, err, number)
+		}
+		data, _, err := h.Decrypt(ctx, h.app, keyspec.Ref{Name: key.Name, Version: number}, p.sealed, nil, nil, nil)
+		if want := fmt.Sprintf("%d %d", i/3, i%3); err != nil || string(data) != want {
+			t.Fatalf("payload %d: %q %v", i, data, err)
+		}
+	}
+	if _, err := h.DestroyNow(ctx, h.app, ref(t, "APP/k@1")); err != nil {
+		t.Fatal(err)
+	}
+	for i, p := range payloads {
+		if _, _, err := h.Find(ctx, h.app, keystore.AliasThumbprint, p.thumbprint); (err == nil) != (i >= 3) {
+			t.Errorf("payload %d, after the first version was destroyed: %v", i, err)
+		}
+	}
 }
 
 // TestSSHFingerprint compares with one that ssh-keygen has printed.
