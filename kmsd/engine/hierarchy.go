@@ -395,12 +395,10 @@ func (g *generation) expires(now time.Time) time.Time {
 // makeGeneration makes a version, with its certificate, and commits both. The caller has the turn of the name.
 func (u *use) makeGeneration(g *generation) (*Certified, error) {
 	p := g.place
-	row, err := mechanism.Lookup(p.algorithm)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrUnsupported, err)
-	}
 	expires := g.expires(u.now)
 	var key *keystore.Key
+	var row *mechanism.Row
+	var err error
 	if g.key == nil {
 		n := &NewKey{Name: p.name, Algorithm: p.algorithm, Usages: p.usages, Profile: p.profile, Protection: g.protection, Escrow: g.escrow, Expires: expires}
 		if key, row, err = u.describe(n, keyspec.Generated); err != nil {
@@ -549,10 +547,10 @@ func (u *use) advance(key *keystore.Key, v keystore.Version, force bool) error {
 	if err != nil {
 		return err
 	}
-	switch {
-	case stateAt(key, last, u.now) == keyspec.Suspended:
+	switch state := stateAt(key, last, u.now); {
+	case state == keyspec.Suspended:
 		return fmt.Errorf("%w: the current version is suspended", ErrState)
-	case last.State != keyspec.Destroyed && !last.DestroyAt.IsZero():
+	case state != keyspec.Destroyed && !last.DestroyAt.IsZero():
 		return fmt.Errorf("%w: the destruction of the current version is scheduled", ErrState)
 	}
 	if now := u.now.Truncate(time.Second); force && (last.Expires.IsZero() || now.Before(last.Expires)) {
@@ -600,6 +598,9 @@ func (e *Engine) Making(c *Caller, name keyspec.Name) (makes bool, device keyspe
 	}
 	if s.key != nil && s.key.Protection != keyspec.Software {
 		return true, s.key.Protection
+	}
+	if s.key == nil && p.rank != rankBase && p.rank != rankSymmetric && p.app.Protection != keyspec.Software {
+		return true, p.app.Protection
 	}
 	if p.issuer != "" {
 		if key, err := u.metadata(u.store, p.issuer, u.now); err == nil && key.Protection != keyspec.Software {

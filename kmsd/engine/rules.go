@@ -57,10 +57,7 @@ func stateAt(key *keystore.Key, v *keystore.Version, now time.Time) keyspec.Stat
 		if now.Before(v.NotBefore) {
 			return keyspec.PreActive
 		}
-	case keyspec.Active:
-		if now.Before(v.NotBefore) {
-			return keyspec.PreActive
-		}
+	case keyspec.Active: // so its time had come, even if the clock was set back since
 	default:
 		return v.State
 	}
