@@ -79,6 +79,7 @@ func FuzzParseChain(f *testing.F) {
 	chain := toPEM(mosip(f, "base"), mosip(f, "module"), mosip(f, "root"))
 	f.Add(chain)
 	f.Add(mosip(f, "ed25519").Raw)
+	f.Add(root(f, "secp256k1", tenYear).Raw)
 	f.Add(bytes.ReplaceAll(chain, []byte("\n"), []byte("\r\n")))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		parsed, err := ParseChain(data)
@@ -99,7 +100,7 @@ func FuzzParseChain(f *testing.F) {
 
 // FuzzParseRequest: a request that parses can be certified or is refused, without a panic.
 func FuzzParseRequest(f *testing.F) {
-	for _, key := range []string{"rsa", "p256", "ed25519"} {
+	for _, key := range []string{"rsa", "p256", "secp256k1", "ed25519"} {
 		der, err := Request(keys()[key], subject(f, "CN=a,O=b,C=IN", "a.example"))
 		if err != nil {
 			f.Fatal(err)
