@@ -99,6 +99,11 @@ func (a *app) dial(ctx context.Context) (*client.Client, error) {
 
 // call runs one operation of the daemon.
 func (a *app) call(ctx context.Context, op string, params, result proto.Message) error {
+	return a.with(ctx, func(ctx context.Context, c *client.Client) error { return c.Call(ctx, op, params, result, nil) })
+}
+
+// with runs f, which is one operation in the eyes of people, with the connection and within --timeout.
+func (a *app) with(ctx context.Context, f func(ctx context.Context, c *client.Client) error) error {
 	c, err := a.dial(ctx)
 	if err != nil {
 		return err
@@ -108,7 +113,7 @@ func (a *app) call(ctx context.Context, op string, params, result proto.Message)
 		ctx, cancel = context.WithTimeout(ctx, a.timeout)
 		defer cancel()
 	}
-	err = c.Call(ctx, op, params, result, nil)
+	err = f(ctx, c)
 	if errors.Is(err, context.DeadlineExceeded) {
 		return fmt.Errorf("no answer within %v: %w", a.timeout, err)
 	}

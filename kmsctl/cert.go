@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
@@ -9,17 +11,24 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/kmsd-project/kmsd/client"
+	"github.com/kmsd-project/kmsd/client/packet"
+	"github.com/kmsd-project/kmsd/client/pkix"
 	"github.com/kmsd-project/kmsd/ipc/proto"
+	"github.com/kmsd-project/kmsd/keystore/keyspec"
+	"github.com/kmsd-project/kmsd/kmsd/pki"
 )
 
 func newCert(a *app) *cobra.Command {
-	c := &cobra.Command{Use: "cert", Short: "Request, issue and attach certificates"}
-	c.AddCommand(newCertCSR(a), newCertSelfSign(a), newCertIssue(a), newCertShow(a), newCertAttach(a), newCertChain(a))
+	c := &cobra.Command{Use: "cert", Short: "Get, request, issue and attach certificates"}
+	c.AddCommand(newCertGet(a), newCertList(a), newCertCSR(a), newCertSelfSign(a), newCertIssue(a), newCertShow(a), newCertAttach(a), newCertChain(a))
 	return c
 }
 
@@ -72,55 +81,237 @@ func (f *profileFlags) profile() (proto.CertProfile, error) {
 	}, nil
 }
 
+// The formats of certificates and requests in files.
+const (
+	formatPEM = "pem"
+	formatDER = "der"
+	formatP7B = "p7b" // PKCS #7 without signers, in PEM, as MOSIP gives chains out
+)
+
 // certOut are the flags of a command that writes certificates or a request.
 type certOut struct {
 	outFlags
 	format string
+	chain  bool // with --chain: the issuers too
 }
 
-func (f *certOut) register(c *cobra.Command) {
-	c.Flags().StringVar(&f.format, "format", "pem", "pem or der")
-	c.RegisterFlagCompletionFunc("format", cobra.FixedCompletions([]string{"pem", "der"}, cobra.ShellCompDirectiveNoFileComp))
+func (f *certOut) register(c *cobra.Command, formats ...string) {
+	f.registerFormat(c, formats...)
 	f.outFlags.register(c)
 }
 
-// write writes list, which belongs to key, as PEM, or its one element as DER.
+func (f *certOut) registerFormat(c *cobra.Command, formats ...string) {
+	c.Flags().StringVar(&f.format, "format", formatPEM, "form of the result: "+strings.Join(formats, ", "))
+	c.RegisterFlagCompletionFunc("format", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp))
+}
+
+func (f *certOut) registerChain(c *cobra.Command) {
+	c.Flags().BoolVar(&f.chain, "chain", false, "with the certificates of the issuers, up to the root; p7b always has them")
+}
+
+// asked reports whether a file of a certificate is wanted rather than its description.
+func (f *certOut) asked(c *cobra.Command) bool {
+	return slices.ContainsFunc([]string{"format", "out", "chain"}, func(name string) bool { return c.Flags().Changed(name) })
+}
+
+// free refuses a file that is there already, before something is done that cannot be undone.
+func (f *certOut) free() error {
+	if f.path == "" || f.path == "-" || f.force {
+		return nil
+	}
+	if info, err := os.Lstat(f.path); err == nil && info.Mode().IsRegular() {
+		return withHint(fmt.Errorf("%s exists", f.path), "choose another --out")
+	}
+	return nil
+}
+
+// write writes list, which belongs to key, as PEM, as PKCS #7, or its one element as DER.
 func (f *certOut) write(a *app, key, kind string, list [][]byte) error {
 	var out []byte
-	switch f.format {
-	case "pem":
+	switch {
+	case f.format == formatPEM:
 		for _, der := range list {
-			out = append(out, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})...)
+			out = append(out, pemBlock(kind, der)...)
 		}
-	case "der":
+	case f.format == formatDER:
 		if len(list) != 1 {
 			return withHint(fmt.Errorf("there are %d certificates and a DER file holds one", len(list)), "use --format pem, or cert show for the first alone")
 		}
 		out = list[0]
+	case f.format == formatP7B && kind == "CERTIFICATE":
+		bundle, err := pki.MarshalPKCS7(list)
+		if err != nil {
+			return err
+		}
+		out = pemBlock("PKCS7", bundle)
+	case f.format == formatP7B:
+		return usagef("--format p7b is for certificates, not for a request")
 	default:
-		return usagef("--format is pem or der, not %q", f.format)
+		return usagef("--format is pem, der or p7b, not %q", f.format)
 	}
 	name := strings.ToLower(strings.ReplaceAll(kind, " ", "_"))
-	return a.writeResult(f.outFlags, name, map[string]any{"key": key, "format": f.format, "count": len(list)}, out, f.format == "der", modePublic)
+	return a.writeResult(f.outFlags, name, map[string]any{"key": key, "format": f.format, "count": len(list)}, out, f.format == formatDER, modePublic)
+}
+
+func pemBlock(kind string, der []byte) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})
+}
+
+// raws are the certificates in DER.
+func raws(chain []*x509.Certificate) [][]byte {
+	list := make([][]byte, len(chain))
+	for i, c := range chain {
+		list[i] = c.Raw
+	}
+	return list
 }
 
 func newCertCSR(a *app) *cobra.Command {
 	var subject subjectFlags
+	var holder holderFlags
 	var out certOut
 	c := uses(a.onKey(&cobra.Command{
-		Use:   "csr NAME --subject DN [flags]",
+		Use:   "csr {APP[/REF] | NAME --subject DN} [flags]",
 		Short: "Write a certificate request (PKCS#10)",
+		Long: `Write a certificate request for a key. Of a key of the hierarchy, APP or APP/REF, it names whom the application's certificates name;
+--cn, --ou, --o, --l, --st, --c and --san change that. If no version of it is current it is made, where "kmsctl cert get" would make it.
+With --subject the request is for any other key that can sign, and names nobody else.`,
+		Example: `  kmsctl cert csr PMS --out pms.csr
+  kmsctl cert csr RESIDENT/mpartner-default-resident --o Example --out resident.csr
+  kmsctl cert csr web --subject CN=web.example.org --dns web.example.org --out web.csr`,
 		RunE: func(c *cobra.Command, args []string) error {
-			var r proto.CertChain
-			if err := a.call(c.Context(), proto.OpCertRequest, &proto.CertRequest{Key: args[0], Subject: subject.Subject}, &r); err != nil {
+			plain := subject.DN != "" || len(subject.DNS)+len(subject.IP)+len(subject.Email)+len(subject.URI) > 0
+			if plain && holder.given() {
+				return usagef("either --subject with --dns, --ip, --email and --uri, or the flags of the hierarchy")
+			}
+			if plain {
+				var r proto.CertChain
+				if err := a.call(c.Context(), proto.OpCertRequest, &proto.CertRequest{Key: args[0], Subject: subject.Subject}, &r); err != nil {
+					return err
+				}
+				return out.write(a, args[0], "CERTIFICATE REQUEST", r.Chain)
+			}
+			if err := out.free(); err != nil {
 				return err
 			}
-			return out.write(a, args[0], "CERTIFICATE REQUEST", r.Chain)
+			k, err := a.current(c.Context(), args[0], holder.holder(), true)
+			if err != nil {
+				return err
+			}
+			return out.write(a, k.Ref, "CERTIFICATE REQUEST", [][]byte{k.Request})
 		},
-	}), proto.OpCertRequest)
+	}), proto.OpCertRequest, proto.OpCertCSR)
 	subject.register(c)
-	out.register(c)
+	holder.register(c)
+	out.register(c, formatPEM, formatDER)
 	return c
+}
+
+// current has kmsd make or rotate a key of the hierarchy if its policy says so, and returns its certificate or a request.
+func (a *app) current(ctx context.Context, name string, h client.Holder, request bool) (k *client.CertifiedKey, err error) {
+	if _, err := keyspec.ParseName(name); err != nil {
+		return nil, asUsage(err)
+	}
+	work := a.waiting("waiting for " + name)
+	defer work.end()
+	err = a.with(ctx, func(ctx context.Context, c *client.Client) error {
+		if request {
+			k, err = c.CurrentRequest(ctx, name, h)
+		} else {
+			k, err = c.CurrentCertificate(ctx, name, h)
+		}
+		return err
+	})
+	return k, err
+}
+
+func newCertGet(a *app) *cobra.Command {
+	var holder holderFlags
+	var out certOut
+	c := uses(a.onKey(&cobra.Command{
+		Use:   "get APP[/REF] [flags]",
+		Short: "Get the certificate of a key of the hierarchy; makes or rotates the key if it is time",
+		Long: `Get the certificate of the current version of a key of the hierarchy, as MOSIP's getCertificate does. A base key APP/REF that is
+not there yet is made, one that expires soon is rotated, and so are module and sign keys that expire; a root, module or sign key that was never
+there is not made: that is "kmsctl master generate". Whoever asks at the same time gets the same key. "kmsctl cert show" only looks.`,
+		Example: `  kmsctl cert get REGISTRATION/10001_110011
+  kmsctl cert get REGISTRATION/10001_110011 --format pem --chain --out machine.pem
+  kmsctl cert get KERNEL/SIGN --format p7b --out sign.p7b
+  kmsctl --json cert get RESIDENT/mpartner-default-resident`,
+		RunE: func(c *cobra.Command, args []string) error {
+			k, err := a.current(c.Context(), args[0], holder.holder(), false)
+			if err != nil {
+				return err
+			}
+			return out.certified(a, c, k)
+		},
+	}), proto.OpCertCurrent)
+	holder.register(c)
+	out.register(c, formatPEM, formatDER, formatP7B)
+	out.registerChain(c)
+	return c
+}
+
+func newCertList(a *app) *cobra.Command {
+	return uses(a.onKey(&cobra.Command{
+		Use:   "list NAME",
+		Short: "List the certificates of all versions of a key",
+		Long: `List the certificates of all versions of a key, those of expired and revoked versions too, the newest first: what others may have
+encrypted to, or verify with. NAME@VERSION in "kmsctl cert show" shows one of them.`,
+		Example: "  kmsctl cert list REGISTRATION/10001_110011",
+		RunE: func(c *cobra.Command, args []string) error {
+			if _, err := keyspec.ParseName(args[0]); err != nil {
+				return asUsage(err)
+			}
+			list := []*client.CertificateVersion{}
+			err := a.with(c.Context(), func(ctx context.Context, cl *client.Client) error {
+				for v, err := range cl.CertificateVersions(ctx, args[0]) {
+					if err != nil {
+						return err
+					}
+					list = append(list, v)
+				}
+				return nil
+			})
+			if err != nil {
+				return err
+			}
+			views := make([]certVersionView, len(list))
+			for i, v := range list {
+				views[i] = viewCertVersion(args[0], v)
+			}
+			return a.print(views, func(w io.Writer) {
+				rows := [][]string{{"VERSION", "STATE", "NOT BEFORE", "NOT AFTER", "KEY ID", "THUMBPRINT"}}
+				for i, v := range list {
+					rows = append(rows, []string{number(v.Version), string(v.State), local(v.Certificate.NotBefore), local(v.Certificate.NotAfter), v.KeyID, views[i].Thumbprint})
+				}
+				table(w, rows)
+			})
+		},
+	}), proto.OpCertList)
+}
+
+type certVersionView struct {
+	Key         string `json:"key"` // NAME@VERSION
+	Version     uint32 `json:"version"`
+	State       string `json:"state"`
+	KeyID       string `json:"kid"`
+	Thumbprint  string `json:"thumbprint"` // SHA-256 of the certificate in MOSIP's upper-case hexadecimal
+	Created     string `json:"created"`
+	NotBefore   string `json:"not_before"` // of the certificate
+	NotAfter    string `json:"not_after"`
+	Subject     string `json:"subject"`
+	Issuer      string `json:"issuer"`
+	Certificate string `json:"certificate"` // PEM
+}
+
+func viewCertVersion(name string, v *client.CertificateVersion) certVersionView {
+	x := v.Certificate
+	return certVersionView{
+		Key: keyspec.Ref{Name: keyspec.Name(name), Version: keyspec.Version(v.Version)}.String(), Version: v.Version, State: string(v.State), KeyID: v.KeyID,
+		Thumbprint: packet.ThumbprintText(v.Thumbprint()), Created: v.Created.Format(time.RFC3339), NotBefore: x.NotBefore.UTC().Format(time.RFC3339),
+		NotAfter: x.NotAfter.UTC().Format(time.RFC3339), Subject: x.Subject.String(), Issuer: x.Issuer.String(), Certificate: string(pemBlock("CERTIFICATE", x.Raw)),
+	}
 }
 
 func newCertSelfSign(a *app) *cobra.Command {
@@ -144,7 +335,7 @@ func newCertSelfSign(a *app) *cobra.Command {
 	}), proto.OpCertSelfSign)
 	subject.register(c)
 	profile.register(c)
-	out.register(c)
+	out.register(c, formatPEM, formatDER)
 	return c
 }
 
@@ -198,7 +389,7 @@ a file. The result is the chain, leaf first.`,
 	c.Flags().StringVar(&request, "request", "", `PKCS#10 request, PEM or DER, "-" is standard input`)
 	subject.register(c)
 	profile.register(c)
-	out.register(c)
+	out.register(c, formatPEM, formatDER)
 	return c
 }
 
@@ -251,7 +442,7 @@ func newCertShow(a *app) *cobra.Command {
 			})
 		},
 	}), proto.OpCertGet)
-	out.register(c)
+	out.register(c, formatPEM, formatDER)
 	return c
 }
 
@@ -269,7 +460,7 @@ type certView struct {
 }
 
 func viewCert(der []byte) (certView, error) {
-	x, err := x509.ParseCertificate(der)
+	x, err := pkix.ParseCertificate(der)
 	if err != nil {
 		return certView{}, err
 	}
@@ -283,9 +474,23 @@ func viewCert(der []byte) (certView, error) {
 	digest := sha256.Sum256(der)
 	return certView{
 		x.Subject.String(), x.Issuer.String(), x.SerialNumber.Text(16), x.NotBefore.UTC().Format(time.RFC3339),
-		x.NotAfter.UTC().Format(time.RFC3339), names, x.IsCA, x.PublicKeyAlgorithm.String(), x.SignatureAlgorithm.String(),
+		x.NotAfter.UTC().Format(time.RFC3339), names, x.IsCA, publicKeyText(x), x.SignatureAlgorithm.String(),
 		hex.EncodeToString(digest[:]),
 	}, nil
+}
+
+// publicKeyText says what key a certificate is of.
+func publicKeyText(x *x509.Certificate) string {
+	switch k := x.PublicKey.(type) {
+	case *rsa.PublicKey:
+		return fmt.Sprintf("RSA %d", k.N.BitLen())
+	case *ecdsa.PublicKey:
+		if pkix.IsSecp256k1(k) {
+			return "ECDSA secp256k1"
+		}
+		return "ECDSA " + k.Params().Name
+	}
+	return x.PublicKeyAlgorithm.String()
 }
 
 func newCertChain(a *app) *cobra.Command {
@@ -293,6 +498,10 @@ func newCertChain(a *app) *cobra.Command {
 	c := uses(a.onKey(&cobra.Command{
 		Use:   "chain NAME[@N] [flags]",
 		Short: "Write the certificate of a key with its chain, leaf first",
+		Long: `Write the certificate of a key with those of its issuers up to the root, leaf first. --format p7b is PKCS #7 without signers, in PEM,
+as MOSIP's getCertificateChain gives it; "openssl pkcs7 -print_certs" reads it.`,
+		Example: `  kmsctl cert chain REGISTRATION/10001_110011 --out chain.pem
+  kmsctl cert chain KERNEL/SIGN --format p7b --out sign.p7b`,
 		RunE: func(c *cobra.Command, args []string) error {
 			chain, err := a.chain(c.Context(), args[0])
 			if err != nil {
@@ -301,7 +510,7 @@ func newCertChain(a *app) *cobra.Command {
 			return out.write(a, args[0], "CERTIFICATE", chain)
 		},
 	}), proto.OpCertGet)
-	out.register(c)
+	out.register(c, formatPEM, formatP7B)
 	return c
 }
 

@@ -28,10 +28,11 @@ Exit codes: 0 success, 1 refused or failed, 2 wrong usage, 3 the daemon cannot b
 	flags.BoolVar(&a.json, "json", false, "print JSON")
 	flags.DurationVar(&a.timeout, "timeout", 0, "give up on an operation after this time (default: no limit)")
 
-	const daemon, keys, use, certificates, store = "daemon", "keys", "use", "certificates", "store"
+	const daemon, keys, hierarchy, use, certificates, store = "daemon", "keys", "hierarchy", "use", "certificates", "store"
 	root.AddGroup(
 		&cobra.Group{ID: daemon, Title: "The daemon:"},
 		&cobra.Group{ID: keys, Title: "Keys:"},
+		&cobra.Group{ID: hierarchy, Title: "The hierarchy of applications:"},
 		&cobra.Group{ID: use, Title: "Use of keys:"},
 		&cobra.Group{ID: certificates, Title: "Certificates and packets:"},
 		&cobra.Group{ID: store, Title: "The store:"},
@@ -44,9 +45,10 @@ Exit codes: 0 success, 1 refused or failed, 2 wrong usage, 3 the daemon cannot b
 	}
 	add(daemon, newStatus(a), newDoctor(a), newWhoami(a), newCapabilities(a), newPing(a), newInit(a), newLock(a), newUnlock(a))
 	add(keys, newKey(a), newPublic(a), newMap(a))
+	add(hierarchy, newApplication(a), newMaster(a), newHierarchy(a), newClock(a))
 	add(use, newSign(a), newVerify(a), newEncrypt(a), newDecrypt(a), newRewrap(a), newMAC(a), newMACVerify(a),
 		newWrap(a), newUnwrap(a), newAgree(a), newDerive(a), newDataKey(a), newRandom(a), newBatch(a))
-	add(certificates, newCert(a), newPacket(a))
+	add(certificates, newCert(a), newPacket(a), newMachine(a))
 	add(store, newSlot(a), newStore(a), newBackup(a), newAudit(a))
 
 	finish(a, root)

@@ -119,7 +119,8 @@ func replySpace(op string) int {
 	switch op {
 	case proto.OpCapabilities:
 		return 16 << 10
-	case proto.OpRandom, proto.OpBatch, proto.OpKeyList, proto.OpKeyFind, proto.OpAuditTail, proto.OpCertGet:
+	case proto.OpRandom, proto.OpBatch, proto.OpKeyList, proto.OpKeyFind, proto.OpAuditTail, proto.OpCertGet,
+		proto.OpAppList, proto.OpAppGet, proto.OpMasterGenerate, proto.OpCertCurrent, proto.OpCertCSR, proto.OpCertList:
 		return proto.MaxControlFrame
 	case proto.OpStreamUpdate: // of a backup
 		return proto.MaxDataFrame

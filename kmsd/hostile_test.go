@@ -174,7 +174,7 @@ func TestEveryFieldOfEveryOperation(t *testing.T) {
 	p := bound(t, d.admin)
 	before := d.memory("VmRSS")
 	id, known := uint64(10), 0
-	harmless := []string{proto.OpCancel, proto.OpKeyList, proto.OpAuditTail, proto.OpUnlock, proto.OpSlotAdd} // may take what is put into their fields
+	harmless := []string{proto.OpCancel, proto.OpKeyList, proto.OpAppList, proto.OpExpiry, proto.OpEvents, proto.OpAuditTail, proto.OpUnlock, proto.OpSlotAdd} // may take what is put into their fields
 	for _, body := range proto.Bodies() {
 		op := body.Op
 		if op == proto.OpHello || op == proto.OpBind {

@@ -35,6 +35,9 @@ func operations() map[string]operation {
 		proto.OpKeyDestroyCancel: {onBoth, whenReady, disk, handleKeyDestroyCancel},
 		proto.OpPublic:           {onBoth, whenReady, pool, handlePublic},
 
+		proto.OpKeyMigrate:     {onAdmin, whenReady, migrating, handleKeyMigrate},
+		proto.OpKeyExportMOSIP: {onAdmin, whenReady, disk, handleKeyExportMOSIP},
+
 		proto.OpSign:      {onBoth, whenReady, private, handleSign},
 		proto.OpVerify:    {onBoth, whenReady, public, handleVerify},
 		proto.OpMAC:       {onBoth, whenReady, private, handleMAC},
@@ -64,6 +67,15 @@ func operations() map[string]operation {
 		proto.OpMachineAdopt:   {onAdmin, whenReady, adopting, handleMachineAdopt},
 		proto.OpMachineShow:    {onBoth, whenReady, disk, handleMachineShow},
 		proto.OpMachineRelease: {onAdmin, whenReady, device, handleMachineRelease},
+
+		proto.OpAppList:        {onAdmin, whenReady, disk, handleAppList},
+		proto.OpAppGet:         {onBoth, whenReady, disk, handleAppGet},
+		proto.OpAppSet:         {onAdmin, whenReady, disk, handleAppSet},
+		proto.OpMasterGenerate: {onAdmin, whenReady, generating, handleMasterGenerate},
+		proto.OpCertCurrent:    {onBoth, whenReady, making, handleCertCurrent},
+		proto.OpCertCSR:        {onBoth, whenReady, requesting, handleCertCSR},
+		proto.OpCertList:       {onBoth, whenReady, disk, handleCertList},
+		proto.OpClockAccept:    {onAdmin, whenReady, disk, handleClockAccept},
 
 		proto.OpSlotList:     {onAdmin, whenSealed, device, handleSlotList},
 		proto.OpSlotAdd:      {onAdmin, whenReady, device, handleSlotAdd},
@@ -191,6 +203,51 @@ func certifying(c *call) lane {
 		return laneRSA
 	}
 	return laneStore
+}
+
+// generating keeps the search for the primes of root and module keys apart as well.
+func generating(c *call) lane {
+	var in proto.MasterGenerate
+	if proto.DecodeReply(c.request.Params, &in) != nil {
+		return laneStore
+	}
+	if p := keyspec.Protection(in.Protection); p == keyspec.TPM || p == keyspec.HSM {
+		return hardware(p)
+	}
+	_, _, device := c.mechanism()
+	if device == "" {
+		_, device = c.daemon.engine.Making(&c.session.who, keyspec.Name(in.Key))
+	}
+	switch {
+	case device != "":
+		return hardware(device)
+	case in.Symmetric:
+		return laneStore
+	}
+	return laneKeygen
+}
+
+// making is the lane of asking for a certificate, which most of the time is there already.
+func making(c *call) lane {
+	makes, device := c.daemon.engine.Making(&c.session.who, keyspec.Name(proto.KeyOf(c.request.Params)))
+	switch {
+	case !makes:
+		return lanePool
+	case device != "":
+		return hardware(device)
+	}
+	return laneKeygen
+}
+
+// requesting is making with a signature by the key itself.
+func requesting(c *call) lane {
+	if l := making(c); l != lanePool {
+		return l
+	}
+	if _, _, device := c.mechanism(); device != "" {
+		return hardware(device)
+	}
+	return laneRSA
 }
 
 // rotating is creating for a key that is already there.

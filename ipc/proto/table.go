@@ -50,6 +50,9 @@ func Bodies() []Body {
 		body[KeyRef, KeyInfo](OpKeyDestroyCancel),
 		body[KeyRef, PublicReply](OpPublic),
 
+		body[KeyMigrate, KeyMigrateReply](OpKeyMigrate),
+		body[KeyExportMOSIP, KeyExportMOSIPReply](OpKeyExportMOSIP),
+
 		body[Sign, SignReply](OpSign),
 		body[Verify, VerifyReply](OpVerify),
 		body[MAC, MACReply](OpMAC),
@@ -79,6 +82,15 @@ func Bodies() []Body {
 		body[MachineAdopt, Machine](OpMachineAdopt),
 		body[MachineRef, Machine](OpMachineShow),
 		body[MachineRef, Empty](OpMachineRelease),
+
+		body[AppList, AppListReply](OpAppList),
+		body[AppRef, Application](OpAppGet),
+		body[Application, Application](OpAppSet),
+		body[MasterGenerate, Certified](OpMasterGenerate),
+		body[CertCurrent, Certified](OpCertCurrent),
+		body[CertCurrent, Certified](OpCertCSR),
+		body[CertList, CertListReply](OpCertList),
+		body[Empty, Clock](OpClockAccept),
 
 		body[Empty, SlotListReply](OpSlotList),
 		body[SlotAdd, SlotAddReply](OpSlotAdd),

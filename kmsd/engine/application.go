@@ -400,6 +400,20 @@ func (e *Engine) Application(ctx context.Context, c *Caller, name string) (a *Ap
 	return a, nil
 }
 
+// Settings returns an application as it was set, or is built in, not resolved: what an administrator changes one thing of.
+func (e *Engine) Settings(ctx context.Context, c *Caller, name string) (a *Application, err error) {
+	err = e.do(ctx, c, &act{op: "app_get", ref: keyspec.Ref{Name: keyspec.Name(name)}}, func(u *use) error {
+		if a, _, err = u.stored(name); err == nil && a == nil {
+			return fmt.Errorf("%w: %s", ErrApplication, name)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return a, nil
+}
+
 // SetApplication adds an application or replaces the settings of one. What a leaves open is not kept of former settings, but taken from
 // the profile and from ROOT whenever a key is made. It returns the application, resolved.
 func (e *Engine) SetApplication(ctx context.Context, c *Caller, a *Application) (after *Application, err error) {
