@@ -63,7 +63,7 @@ var law = map[string][]string{
 	// The daemon. Only its main package joins the wire and the engine.
 	"kmsd/audit": {"keystore/keyspec", "keystore/durable"},
 	"kmsd/engine": {"policy", "keystore", "keystore/keyspec", "keystore/secmem", "kmsd/mechanism", "kmsd/pki", "kmsd/audit",
-		"client/packet", "client/ciphertext", "enclave"},
+		"client/packet", "client/pkix", "client/ciphertext", "enclave"},
 	"kmsd": {"ipc", "ipc/proto", "keystore/durable", "kmsd/engine", "kmsd/mechanism", "kmsd/pki", "kmsd/audit", "policy", "keystore", "keystore/keyspec",
 		"keystore/secmem", "client/ciphertext", "enclave", "enclave/helper", "enclave/keyfile", "enclave/keyring", "enclave/pkcs11", "enclave/recovery", "enclave/tpm", "golang.org/x/sys/unix",
 		"golang.org/x/term", "github.com/pelletier/go-toml/v2", "github.com/coreos/go-systemd/v22/daemon",

@@ -82,13 +82,13 @@ func (m *Options) zero() bool {
 	return m == nil || m.DeadlineMS == 0 && len(m.RequestKey) == 0 && m.Trace == ""
 }
 
-// FrameLimit returns how long a frame of op may be in bytes, without its length word. Requests of stream_update, sign and
-// verify and replies of stream_update and stream_finish are data frames, everything else is a control frame.
+// FrameLimit returns how long a frame of op may be in bytes, without its length word. Requests of stream_update, sign,
+// verify and key_migrate and replies of stream_update and stream_finish are data frames, everything else is a control frame.
 func FrameLimit(op string, reply bool) int {
 	switch op {
 	case OpStreamUpdate:
 		return MaxDataFrame
-	case OpSign, OpVerify: // Ed25519 takes the message whole
+	case OpSign, OpVerify, OpKeyMigrate: // Ed25519 takes the message whole; a key has many generations
 		if !reply {
 			return MaxDataFrame
 		}

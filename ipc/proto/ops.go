@@ -33,6 +33,10 @@ const (
 	OpKeyDestroyCancel = "key_destroy_cancel"
 	OpPublic           = "public"
 
+	// Keys of a MOSIP key manager.
+	OpKeyMigrate     = "key_migrate"
+	OpKeyExportMOSIP = "key_export_mosip"
+
 	// Use of a key.
 	OpSign      = "sign"
 	OpVerify    = "verify"

@@ -534,7 +534,7 @@ func checkResident(n *NewKey, origin keyspec.Origin, op string) error {
 		return nil
 	case n.Protection != keyspec.TPM && n.Protection != keyspec.HSM:
 		return fmt.Errorf("%w: protection %q", ErrInput, n.Protection)
-	case origin != keyspec.Generated && op != "key_import":
+	case origin != keyspec.Generated && op != "key_import" && op != "key_migrate":
 		return fmt.Errorf("%w: a key with protection %s is made in the device; one that exists already cannot be brought there", ErrUnsupported, n.Protection)
 	case n.Exportable:
 		return fmt.Errorf("%w: a key with protection %s never leaves its device, so it is not exportable", ErrUnsupported, n.Protection)
