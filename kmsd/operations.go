@@ -35,6 +35,8 @@ func operations() map[string]operation {
 		proto.OpKeyDestroyCancel: {onBoth, whenReady, disk, handleKeyDestroyCancel},
 		proto.OpPublic:           {onBoth, whenReady, pool, handlePublic},
 
+		proto.OpKeyMigrate:     {onAdmin, whenReady, migrating, handleKeyMigrate},
+		proto.OpKeyExportMOSIP: {onAdmin, whenReady, disk, handleKeyExportMOSIP},
 
 		proto.OpSign:      {onBoth, whenReady, private, handleSign},
 		proto.OpVerify:    {onBoth, whenReady, public, handleVerify},
