@@ -289,7 +289,7 @@ func ageIdentityCommand(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Setenv(args[1], id.Recipient().String())
 }
 
-// tpm new VARIABLE makes a software TPM and puts its spec into an environment variable; tpm off | on | clear do that to the last one.
+// tpm new VARIABLE makes a software TPM and puts its spec into an environment variable; tpm off | on | clear do that to the last one, and tpm swap puts another in its place.
 func tpmCommand(ts *testscript.TestScript, neg bool, args []string) {
 	machine := ts.Value("tpm").(*softTPM)
 	switch {
@@ -304,10 +304,13 @@ func tpmCommand(ts *testscript.TestScript, neg bool, args []string) {
 		machine.PowerOff()
 	case len(args) == 1 && args[0] == "on":
 		ts.Check(machine.PowerOn())
+	case len(args) == 1 && args[0] == "swap":
+		ts.Check(machine.Replace())
+		ts.Check(machine.PowerOn())
 	case len(args) == 1 && args[0] == "clear":
 		ts.Check(machine.Clear())
 	default:
-		ts.Fatalf("usage: tpm new VARIABLE | off | on | clear")
+		ts.Fatalf("usage: tpm new VARIABLE | off | on | clear | swap")
 	}
 }
 

@@ -64,6 +64,21 @@ func (s *TPM) PowerOn() error {
 	}
 }
 
+// Replace puts another TPM in its place, which is off then.
+func (s *TPM) Replace() error {
+	s.PowerOff()
+	state, err := filepath.Glob(filepath.Join(s.dir, "tpm2-*"))
+	if err == nil && len(state) == 0 {
+		err = fmt.Errorf("no state of swtpm in %s", s.dir)
+	}
+	for _, path := range state {
+		if err == nil {
+			err = os.Remove(path)
+		}
+	}
+	return err
+}
+
 // PowerOff pulls the plug: no TPM2_Shutdown.
 func (s *TPM) PowerOff() {
 	if s.cmd != nil {
