@@ -11,6 +11,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/kmsd-project/kmsd/keystore"
 	"github.com/kmsd-project/kmsd/keystore/keyspec"
@@ -179,12 +180,21 @@ func (a *Application) resolve(root *Application) error {
 	return nil
 }
 
-// orPeriod is what is set, or the default, which a short validity shortens: a key must not be due for replacement when it is made.
+// orPeriod is what is set, or the default as far as it fits.
 func orPeriod(set, byDefault, days int) int {
 	if set != 0 {
 		return set
 	}
-	return min(byDefault, days/3)
+	return fitting(byDefault, days)
+}
+
+// fitting is how long before its end a key is replaced that is valid for so long: the time that is meant for it if that is no more than
+// two thirds of the validity, else one third. So no key is due when it is made.
+func fitting[T int | time.Duration](before, validity T) T {
+	if 3*before <= 2*validity {
+		return before
+	}
+	return validity / 3
 }
 
 // check says what is wrong with a, which has been resolved. Errors wrap ErrInput.

@@ -1,9 +1,7 @@
 package engine
 
 import (
-	"bytes"
 	"context"
-	"crypto/sha256"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -121,7 +119,7 @@ func (s *standing) replaceable(now time.Time) error {
 	switch {
 	case key == nil:
 		return nil
-	case key.Origin == originForeign:
+	case key.Origin == keyspec.Foreign:
 		return &Remedied{fmt.Errorf("%w: the certificate of %s is another domain's and not valid any more", ErrExpired, key.Name), "kmsctl cert upload " + string(key.Name)}
 	case key.Origin == keyspec.Derived:
 		return fmt.Errorf("%w: a derived key is replaced by deriving another", ErrUnsupported)
@@ -243,8 +241,8 @@ func (u *use) recertify(name keyspec.Name, number keyspec.Version, until time.Ti
 	return u.certifyVersion(p, key, v, nil, until)
 }
 
-// replaceChain puts a chain, leaf first, beside the public half of a key version. The thumbprint of the certificate that was there stays
-// an alias of the version, so that what was encrypted to it is found. With expires the version expires when the leaf does.
+// replaceChain puts a chain, leaf first, beside the public half of a key version. The store keeps the thumbprint of the certificate
+// that was there as an alias of the version, so that what was encrypted to it is found. With expires the version expires when the leaf does.
 func (u *use) replaceChain(ref keyspec.Ref, chain [][]byte, expires bool) (*keystore.Key, error) {
 	var leaf *x509.Certificate
 	if expires {
@@ -262,17 +260,11 @@ func (u *use) replaceChain(ref keyspec.Ref, chain [][]byte, expires bool) (*keys
 		if err != nil {
 			return nil, err
 		}
-		ch := &keystore.Change{}
-		if len(stored.Chain) > 0 && !bytes.Equal(stored.Chain[0], chain[0]) {
-			thumbprint := sha256.Sum256(stored.Chain[0])
-			ch.Aliases = []keystore.Alias{{Kind: keystore.AliasThumbprint, Value: thumbprint[:], Version: v.Number}}
-		}
 		if leaf != nil {
 			v.Expires = leaf.NotAfter
 		}
 		stored.Chain = chain
-		ch.Public = map[keyspec.Version]keystore.Public{v.Number: stored}
-		return ch, nil
+		return &keystore.Change{Public: map[keyspec.Version]keystore.Public{v.Number: stored}}, nil
 	})
 }
 
@@ -316,7 +308,7 @@ func (e *Engine) CertRequestFor(ctx context.Context, c *Caller, name keyspec.Nam
 
 // requestFor makes a request for the current version of a key.
 func (u *use) requestFor(s *standing, h *Holder) ([]byte, error) {
-	if s.key.Origin == originForeign {
+	if s.key.Origin == keyspec.Foreign {
 		return nil, fmt.Errorf("%w: the private half of %s is elsewhere", ErrUnsupported, s.key.Name)
 	}
 	if state := stateAt(s.key, s.version, u.now); state != keyspec.Active {

@@ -32,9 +32,6 @@ var (
 	ErrNotMade       = fmt.Errorf("%w: no keys are made for this name", ErrUnsupported)
 )
 
-// originForeign is the origin of a key of which only the public half is here.
-const originForeign = keyspec.Origin("foreign")
-
 // LabelNoReplace marks, with the value "no", a key that was revoked and shall not be replaced by itself.
 const LabelNoReplace = "replace"
 
@@ -186,11 +183,10 @@ func (u *use) standing(p *place) (*standing, error) {
 	return s, nil
 }
 
-// renewal is when the current version is due for replacement: its expiry less the pre-expire days, of which a validity that the issuer
-// has cut short takes no more than a third.
+// renewal is when the current version is due for replacement: its expiry less the pre-expire days, or less where the issuer has cut its
+// validity short.
 func (s *standing) renewal() time.Time {
-	pre := min(days(s.place.pre), s.version.Expires.Sub(s.version.NotBefore)/3)
-	return s.version.Expires.Add(-pre)
+	return s.version.Expires.Add(-fitting(days(s.place.pre), s.version.Expires.Sub(s.version.NotBefore)))
 }
 
 func days(n int) time.Duration { return time.Duration(n) * 24 * time.Hour }
@@ -216,7 +212,7 @@ func KeyID(key *keystore.Key, v *keystore.Version, p keystore.Public) string {
 		return ""
 	}
 	application, reference, _ := strings.Cut(string(key.Name), "/")
-	if key.Origin == originForeign && len(p.Chain) > 0 {
+	if key.Origin == keyspec.Foreign && len(p.Chain) > 0 {
 		return packet.KeyID(packet.UniqueIdentifierOf(application, reference, sha256.Sum256(p.Chain[0])))
 	}
 	return packet.KeyID(packet.UniqueIdentifier(application, reference, v.Created))
@@ -357,7 +353,9 @@ func (u *use) subject(p *place, before [][]byte, i *issuer, h *Holder) (pki.Subj
 	return alternativeNames(name, sans)
 }
 
-// certificateProfile is that of a certificate for a key of a place.
+// certificateProfile is that of a certificate for a key of a place. The key usage follows from the usages of the key: root and module keys
+// get keyCertSign and cRLSign, sign keys digitalSignature, base keys keyEncipherment. MOSIP makes its EC sign keys and KERNEL/SIGN authorities
+// (path length 1), and marks Ed25519 keys keyEncipherment; none of them issues anything, and Ed25519 cannot encipher (RFC 8410 section 5).
 func (p *place) certificateProfile(usages []keyspec.Usage, notBefore, notAfter time.Time, i *issuer) pki.Profile {
 	out := pki.Profile{NotBefore: notBefore, NotAfter: notAfter, Usages: usages}
 	switch p.rank {

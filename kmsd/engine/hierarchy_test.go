@@ -423,7 +423,7 @@ func TestKeyID(t *testing.T) {
 		t.Errorf("kid %s of a symmetric key", got)
 	}
 	own := KeyID(key, v, p)
-	key.Origin = originForeign
+	key.Origin = keyspec.Foreign
 	if got := KeyID(key, v, p); got == own || got == "" {
 		t.Errorf("kid %s of a foreign key", got)
 	}
@@ -481,6 +481,14 @@ func TestRotationOfBaseKeys(t *testing.T) {
 		t.Errorf("after a new root: %+v", got)
 	}
 	h.opens(keyspec.Ref{Name: name}, sealed, "first")
+	at((1825+700)*day - time.Second)
+	if c := h.master(Master{Name: "ROOT"}); c.Made {
+		t.Errorf("a root that is not due: %+v", c)
+	}
+	at((1825 + 700) * day)
+	if c := h.master(Master{Name: "ROOT"}); !c.Made || c.Ref.Version != 3 {
+		t.Errorf("a root that is due: %+v", c)
+	}
 	at(3650 * day)
 	h.master(Master{Name: "ROOT"})
 	h.master(Master{Name: "REGISTRATION"})

@@ -110,7 +110,7 @@ func (s *standing) accepts(m *Master) error {
 	}
 	may := func(u keyspec.Usage) bool { return slices.Contains(key.Usages, u) }
 	switch {
-	case have.Kind != row.Kind, (p.rank == rankRoot || p.rank == rankModule) && !may(keyspec.Certify), p.rank == rankSign && !may(keyspec.Sign), key.Origin == originForeign:
+	case have.Kind != row.Kind, (p.rank == rankRoot || p.rank == rankModule) && !may(keyspec.Certify), p.rank == rankSign && !may(keyspec.Sign), key.Origin == keyspec.Foreign:
 		return fmt.Errorf("%w: %s is a key of another kind (%s for %s)", keystore.ErrExists, key.Name, key.Algorithm, join(key.Usages))
 	case m.Protection != "" && m.Protection != key.Protection:
 		return fmt.Errorf("%w: %s is there with protection %s, which holds for all of its versions", ErrInput, key.Name, key.Protection)
