@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/ecdh"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -100,6 +101,9 @@ func readMaterial(encoded []byte, algorithm, protection string) ([]byte, string,
 	}
 	if !isPEM && !keyspec.Algorithm(algorithm).Asymmetric() && algorithm != "" {
 		return bytes.Clone(encoded), algorithm, nil
+	}
+	if pkcs8 := secp256k1PKCS8(der); pkcs8 != nil {
+		return pkcs8, cmp.Or(algorithm, string(keyspec.ECDSASecp256k1)), nil
 	}
 	key, err := parsePrivate(der)
 	if err != nil {

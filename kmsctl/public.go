@@ -6,7 +6,6 @@ import (
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/rsa"
-	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
@@ -17,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/crypto/ssh"
 
+	"github.com/kmsd-project/kmsd/client/pkix"
 	"github.com/kmsd-project/kmsd/ipc/proto"
 )
 
@@ -65,7 +65,7 @@ func encodePublic(spki []byte, format, comment string) ([]byte, error) {
 	case "pem":
 		return pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: spki}), nil
 	}
-	key, err := x509.ParsePKIXPublicKey(spki)
+	key, err := pkix.ParsePublicKey(spki)
 	if err != nil {
 		return nil, fmt.Errorf("public key: %w", err)
 	}
@@ -83,12 +83,12 @@ func encodePublic(spki []byte, format, comment string) ([]byte, error) {
 	return nil, usagef("--format is pem, der, jwk, ssh or fingerprints, not %q", format)
 }
 
-// jwk encodes a public key as in RFC 7518 section 6 and RFC 8037.
+// jwk encodes a public key as in RFC 7518 section 6, RFC 8037 and RFC 8812.
 func jwk(key any) ([]byte, error) {
 	b64 := base64.RawURLEncoding.EncodeToString
 	var fields map[string]string
 	point := func(k *ecdsa.PublicKey) error {
-		raw, err := k.Bytes() // 4 || x || y
+		raw, err := pkix.Point(k) // 4 || x || y
 		if err != nil {
 			return err
 		}
@@ -126,10 +126,10 @@ func readPublic(encoded []byte) ([]byte, error) {
 	if block, _ := pem.Decode(encoded); block != nil {
 		der = block.Bytes
 	}
-	if _, err := x509.ParsePKIXPublicKey(der); err == nil {
+	if _, err := pkix.ParsePublicKey(der); err == nil {
 		return der, nil
 	}
-	if cert, err := x509.ParseCertificate(der); err == nil {
+	if cert, err := pkix.ParseCertificate(der); err == nil {
 		return cert.RawSubjectPublicKeyInfo, nil
 	}
 	return nil, errors.New("this is neither a public key nor a certificate")

@@ -22,6 +22,8 @@ import (
 	"time"
 
 	"github.com/kmsd-project/kmsd/ipc/proto"
+	"github.com/kmsd-project/kmsd/keystore/keyspec"
+	"github.com/kmsd-project/kmsd/kmsd/mechanism"
 )
 
 // canary is a key that the test knows, and the forms in which it might lie about in memory.
@@ -88,6 +90,13 @@ func canaries(t *testing.T) map[string]*canary {
 		fatal(err)
 		both(add(algorithm, pkcs8(k), signUse).forms, "scalar", d)
 	}
+	koblitz, err := mechanism.Lookup(keyspec.ECDSASecp256k1)
+	fatal(err)
+	scalar, err := koblitz.Generate()
+	fatal(err)
+	encoded, err := koblitz.Export(scalar)
+	fatal(err)
+	both(add("ecdsa-secp256k1", encoded, signUse).forms, "scalar", scalar)
 	_, ed, err := ed25519.GenerateKey(rand.Reader)
 	fatal(err)
 	c := add("ed25519", pkcs8(ed), signUse)
