@@ -26,9 +26,13 @@ type prepared struct {
 	hasRequest bool
 	request    [32]byte
 	answer     recordKey
+
+	// wrapping has the namespace wrapping keys that this commit makes: for the base keys that are in it too.
+	wrapping map[string][]byte
 }
 
 type preparedChange struct {
+	commit   *prepared
 	label    string // what errors say it is about
 	name     keyspec.Name
 	meta     recordKey
@@ -57,6 +61,9 @@ func (p *prepared) bumps() bool {
 }
 
 func (p *prepared) wipe() {
+	for _, key := range p.wrapping {
+		clear(key)
+	}
 	for i := range p.changes {
 		for j := range p.changes[i].entries {
 			clear(p.changes[i].entries[j].dek[:])
@@ -149,23 +156,9 @@ func (s *Store) prepare(c Commit) (*prepared, error) {
 		return nil, ErrLocked
 	}
 	p := &prepared{audit: c.Audit, changes: make([]preparedChange, len(c.Changes)+len(c.Documents))}
-	seen := make(map[recordKey]bool, len(p.changes))
-	for i := range p.changes {
-		to := &p.changes[i]
-		var err error
-		if i < len(c.Changes) {
-			err = s.prepareChange(to, &c.Changes[i])
-		} else {
-			err = s.prepareDocument(to, &c.Documents[i-len(c.Changes)])
-		}
-		if err == nil && seen[to.meta] {
-			err = fmt.Errorf("%w: two changes of %s", ErrInvalid, to.label)
-		}
-		if err != nil {
-			p.wipe()
-			return nil, err
-		}
-		seen[to.meta] = true
+	if err := s.prepareChanges(p, &c); err != nil {
+		p.wipe()
+		return nil, err
 	}
 	if len(c.RequestKey) > 0 {
 		if len(c.Changes) == 0 {
@@ -176,6 +169,38 @@ func (s *Store) prepare(c Commit) (*prepared, error) {
 		p.answer = p.changes[0].meta.id().at(c.Changes[0].Key.Current)
 	}
 	return p, nil
+}
+
+// prepareChanges encrypts what a commit changes: module keys first, since base keys are bound to the wrapping key of their namespace,
+// which may be made by the same commit.
+func (s *Store) prepareChanges(p *prepared, c *Commit) error {
+	seen := make(map[recordKey]bool, len(p.changes))
+	add := func(i int, err error) error {
+		to := &p.changes[i]
+		if err == nil && seen[to.meta] {
+			err = fmt.Errorf("%w: two changes of %s", ErrInvalid, to.label)
+		}
+		seen[to.meta] = true
+		return err
+	}
+	for _, modules := range []bool{true, false} {
+		for i := range c.Changes {
+			if k := c.Changes[i].Key; (k != nil && k.Name.IsModule()) != modules {
+				continue
+			}
+			p.changes[i].commit = p
+			if err := add(i, s.prepareChange(&p.changes[i], &c.Changes[i])); err != nil {
+				return err
+			}
+		}
+	}
+	for i := range c.Documents {
+		at := len(c.Changes) + i
+		if err := add(at, s.prepareDocument(&p.changes[at], &c.Documents[i])); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (s *Store) prepareChange(p *preparedChange, c *Change) error {
@@ -254,7 +279,7 @@ func (s *Store) sealVersion(p *preparedChange, v, before *Version, meta *entry, 
 	destroyed := isDestroyed && before != nil && before.State != keyspec.Destroyed
 	switch material, ok := c.Material[v.Number]; {
 	case ok:
-		x, blob, err := s.sealMaterial(p.name, key, context, material)
+		x, blob, err := s.sealMaterial(p, key, context, material)
 		if err != nil {
 			return err
 		}
@@ -379,17 +404,17 @@ func lastNumber(m *metadata) keyspec.Version {
 
 // sealMaterial encrypts the material of a new version under a data key of its own. In a namespace that has a wrapping key that one
 // is needed too, so the material of base keys opens only where the module key does.
-func (s *Store) sealMaterial(name keyspec.Name, key recordKey, c recordContext, material []byte) (entry, []byte, error) {
+func (s *Store) sealMaterial(p *preparedChange, key recordKey, c recordContext, material []byte) (entry, []byte, error) {
 	x := entry{key: key, revision: c.revision}
 	random(x.dek[:])
 	sealKey := x.dek
 	defer clear(sealKey[:])
-	if !name.IsModule() {
-		wrapping, err := s.wrappingKeyNow(name.Namespace())
+	if !p.name.IsModule() {
+		wrapping, err := s.wrappingKeyFor(p)
 		switch {
 		case errors.Is(err, ErrNotFound):
 		case err != nil:
-			return entry{}, nil, fmt.Errorf("wrapping key of namespace %s: %w", name.Namespace(), err)
+			return entry{}, nil, fmt.Errorf("wrapping key of namespace %s: %w", p.name.Namespace(), err)
 		default:
 			x.flags |= entryBound
 			sealKey = bindKey(x.dek, wrapping, key)

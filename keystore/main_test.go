@@ -118,12 +118,35 @@ func writerMain(dir string, limit int, counter *testCounter) {
 				mu.Unlock()
 				name := fmt.Sprintf("app%d/key%d", i%3, i)
 				// A key may be there already, from a run that was killed before it was acknowledged.
-				err := s.Apply(context.Background(), Commit{Changes: []Change{testKey(name, keyspec.Ed25519, 32)}, Audit: []byte(name)})
+				err := s.Apply(context.Background(), Commit{
+					Changes: []Change{testKey(name, keyspec.Ed25519, 32)}, Documents: []DocumentChange{testDocument("made", name)}, Audit: []byte(name),
+				})
 				if errors.Is(err, ErrExists) {
 					continue
 				}
 				fail(err)
 				say("create %s", name)
+				if i%7 == 3 {
+					// As an import does: many keys, and what is left of it, a document that changes each time.
+					batch := fmt.Sprintf("app%d/batch%d", i%3, i)
+					c := Commit{Audit: []byte(batch), Documents: []DocumentChange{testDocument("batch", batch)}}
+					for _, k := range batchKeys(batch) {
+						c.Changes = append(c.Changes, testKey(k, keyspec.Ed25519, 32))
+					}
+					progress, err := s.Document("import", "progress")
+					if err != nil && !errors.Is(err, ErrNotFound) {
+						fail(err)
+					}
+					progress.Kind, progress.Name = "import", "progress"
+					progress.Data = append(progress.Data[:max(0, len(progress.Data)-2000)], batch...) // of a size that varies
+					c.Documents = append(c.Documents, DocumentChange{Document: progress})
+					switch err := s.Apply(context.Background(), c); {
+					case err == nil:
+						say("batch %s", batch)
+					case !errors.Is(err, ErrConflict) && !errors.Is(err, ErrExists): // with another one's progress
+						fail(err)
+					}
+				}
 				if i%5 == 0 {
 					k, err := s.Get(keyspec.Name(name))
 					fail(err)
@@ -139,7 +162,9 @@ func writerMain(dir string, limit int, counter *testCounter) {
 					k, err := s.Get(keyspec.Name(name))
 					fail(err)
 					k.Versions[0].State = keyspec.Destroyed
-					fail(s.Apply(context.Background(), Commit{Changes: []Change{{Key: k}}}))
+					d, err := s.Document("made", name)
+					fail(err)
+					fail(s.Apply(context.Background(), Commit{Changes: []Change{{Key: k}}, Documents: []DocumentChange{{Document: d, Delete: true, Bump: true}}}))
 					say("destroy %s", name)
 				}
 				if i%25 == 10 {
@@ -168,6 +193,65 @@ func writerMain(dir string, limit int, counter *testCounter) {
 		})
 	}
 	wg.Wait()
+}
+
+// batchKeys are the keys that are made in one commit with the document that has the batch's name.
+func batchKeys(batch string) (names []string) {
+	for i := range 8 {
+		names = append(names, fmt.Sprintf("%s-%d", batch, i))
+	}
+	return names
+}
+
+// together checks that what was committed together is there together: with each key the document that it was made with, unless both
+// went, and with each batch all of its keys.
+func together(s *Store) error {
+	names := map[string]map[string]bool{}
+	for _, kind := range []string{"made", "batch"} {
+		names[kind] = map[string]bool{}
+		for cursor, more := []byte(nil), true; more; more = cursor != nil {
+			list, next, err := s.Documents(kind, cursor, 100)
+			if err != nil {
+				return err
+			}
+			for _, d := range list {
+				if !bytes.Equal(d.Data, testData(kind, d.Name, 0)) {
+					return fmt.Errorf("%w: %s", errWrongAnswer, d.label())
+				}
+				names[kind][d.Name] = true
+			}
+			cursor = next
+		}
+	}
+	made, batched := 0, 0
+	for cursor, more := []byte(nil), true; more; more = cursor != nil {
+		keys, next, err := s.Page("", "", cursor, 1000)
+		if err != nil {
+			return err
+		}
+		for _, k := range keys {
+			name := string(k.Name)
+			batch, _, isBatch := strings.Cut(name, "-")
+			switch {
+			case isBatch && !names["batch"][batch]:
+				return fmt.Errorf("%w: %s without its document", errWrongAnswer, name)
+			case isBatch:
+				batched++
+			case strings.Contains(name, "/key") && names["made"][name] == (k.Versions[0].State == keyspec.Destroyed):
+				return fmt.Errorf("%w: %s is %s, its document is there: %v", errWrongAnswer, name, k.Versions[0].State, names["made"][name])
+			case names["made"][name]:
+				made++
+			}
+		}
+		cursor = next
+	}
+	if s.Info().Damaged > 0 {
+		return ErrDamaged // the list left something out
+	}
+	if made != len(names["made"]) || batched != len(names["batch"])*len(batchKeys("")) {
+		return fmt.Errorf("%w: %d documents of %d keys, %d batches with %d keys", errWrongAnswer, len(names["made"]), made, len(names["batch"]), batched)
+	}
+	return nil
 }
 
 // printedCounter is a counter that writes each new number to standard output, which is what makes the number hold.
@@ -211,6 +295,17 @@ func acknowledged(s *Store, list []string) error {
 			}
 			continue
 		}
+		if what == "batch" {
+			for _, k := range batchKeys(name) {
+				if err := keyError(s, k, 32); err != nil {
+					return fmt.Errorf("%s: %w", line, err)
+				}
+			}
+			if err := documentError(s, what, name); err != nil {
+				return fmt.Errorf("%s: %w", line, err)
+			}
+			continue
+		}
 		if err := keyError(s, name, 32); err != nil {
 			return fmt.Errorf("%s: %w", line, err)
 		}
@@ -222,12 +317,15 @@ func acknowledged(s *Store, list []string) error {
 		case what == "rotate" && (k.Current != 2 || len(k.Versions) != 2):
 			return fmt.Errorf("%s: lost", line)
 		case what == "destroy":
+			if _, err := s.Document("made", name); !errors.Is(err, ErrNotFound) {
+				return fmt.Errorf("%s: its document: %v", line, err)
+			}
 			if _, err := s.Material(keyspec.Ref{Name: k.Name, Version: 1}, nil); !errors.Is(err, ErrNotFound) || k.Versions[0].State != keyspec.Destroyed {
 				return fmt.Errorf("%s: lost", line)
 			}
 		}
 	}
-	return nil
+	return together(s)
 }
 
 // examinerMain reads "directory file-with-acknowledged-lines number-of-lines counter" and answers each with a line: "ok", "refused: reason",

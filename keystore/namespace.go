@@ -347,6 +347,15 @@ func (s *Store) wrappingKeyNow(namespace string) (key []byte, err error) {
 	return key, err
 }
 
+// wrappingKeyFor is wrappingKeyNow for a base key in a commit, which may make the module key as well.
+func (s *Store) wrappingKeyFor(p *preparedChange) ([]byte, error) {
+	namespace := p.name.Namespace()
+	if key := p.commit.wrapping[namespace]; key != nil {
+		return bytes.Clone(key), nil
+	}
+	return s.wrappingKeyNow(namespace)
+}
+
 // bindKey returns HKDF-SHA256(data key, salt = namespace wrapping key) (RFC 5869).
 func bindKey(dek [keySize]byte, wrapping []byte, key recordKey) (out [keySize]byte) {
 	k, err := hkdf.Key(sha256.New, dek[:], wrapping, "kmsd namespace v1"+string(key[:]), keySize)
@@ -376,6 +385,10 @@ func (s *Store) sealWrapping(p *preparedChange, next, old *metadata, meta *entry
 	case old.wrapping == 0:
 		payload = make([]byte, keySize)
 		random(payload)
+		if p.commit.wrapping == nil {
+			p.commit.wrapping = make(map[string][]byte)
+		}
+		p.commit.wrapping[next.Name.Namespace()] = bytes.Clone(payload)
 	case rotated && !guarded:
 		payload, err = s.wrappingKeyNow(next.Name.Namespace())
 	}
