@@ -41,6 +41,7 @@ var wireErrors = []struct {
 	{engine.ErrAudit, proto.CodeStorage, proto.ClassBackend, false, time.Second, "the act could not be recorded: its result is withheld"},
 	{engine.ErrClock, proto.CodeClock, proto.ClassState, true, 0, ""},
 	{engine.ErrApplication, proto.CodeNotAvailable, proto.ClassPolicy, true, 0, ""},
+	{engine.ErrMachine, proto.CodeExists, proto.ClassState, true, 0, ""},
 	{engine.ErrState, proto.CodeState, proto.ClassState, true, 0, ""},
 	{engine.ErrUsage, proto.CodeUsage, proto.ClassState, true, 0, ""},
 	{engine.ErrExpired, proto.CodeExpired, proto.ClassState, true, 0, ""},

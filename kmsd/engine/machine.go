@@ -24,6 +24,9 @@ import (
 //
 // Invariant: nothing but adoption makes keys of the profile mosip-machine, and no other two records with one RSA key sign and decrypt by it.
 
+// ErrMachine says that the name of an identity is taken by another.
+var ErrMachine = errors.New("the name has another identity already")
+
 // LabelMachineName is the label of a machine's keys with the name by which the server knows the machine.
 const LabelMachineName = "machine-name"
 
@@ -197,10 +200,10 @@ func (u *use) recordFor(h *half, n *NewMachine, p keyspec.Protection, origin key
 		return err
 	}
 	if key.Profile != mechanism.ProfileMOSIPMachine {
-		return taken(fmt.Errorf("%w: %s is a key of another kind", keystore.ErrExists, h.name))
+		return taken(fmt.Errorf("%w: %s is a key of another kind", ErrMachine, h.name))
 	}
 	if key.Protection != p {
-		return taken(fmt.Errorf("%w: %s is a key with protection %s", keystore.ErrExists, h.name, key.Protection))
+		return taken(fmt.Errorf("%w: %s is a key with protection %s", ErrMachine, h.name, key.Protection))
 	}
 	h.key, h.number = key, newest(key)
 	if stateAt(key, &key.Versions[len(key.Versions)-1], u.now) != keyspec.Destroyed {
@@ -356,7 +359,7 @@ func (u *use) commitMachine(n *NewMachine, list []*half) (bool, error) {
 		matches = matches || index == n.Expect
 		if have, ok := h.exists(u); ok {
 			if !bytes.Equal(have, h.spki) {
-				return false, taken(fmt.Errorf("%w: %s is another identity", keystore.ErrExists, h.name))
+				return false, taken(fmt.Errorf("%w: %s is another identity", ErrMachine, h.name))
 			}
 			continue
 		}

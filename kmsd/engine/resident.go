@@ -226,7 +226,7 @@ func (k *deviceKey) Do(r mechanism.Request) ([]byte, error) {
 	switch {
 	case errors.Is(err, enclave.ErrDecryption):
 		return nil, mechanism.ErrDecryption
-	case errors.Is(err, enclave.ErrReplaced):
+	case errors.Is(err, enclave.ErrReplaced) && (k.use.key == nil || k.use.key.Profile != mechanism.ProfileMOSIPMachine): // of which the driver knows better
 		return nil, lost(err)
 	}
 	return out, err
