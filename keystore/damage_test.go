@@ -34,6 +34,9 @@ func TestBitFlipsNeverGiveAWrongAnswer(t *testing.T) {
 	for i := range keys {
 		mustApply(t, s, testKey(fmt.Sprintf("app%d/k%d", i%2, i), keyspec.Ed25519, 32))
 	}
+	for i := range flippedDocuments {
+		applyDocuments(t, s, testDocument("trust", fmt.Sprint(i)))
+	}
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -114,6 +117,8 @@ func TestDamagedMetaPageIsNoticed(t *testing.T) {
 
 var errUsable = errors.New("some keys are damaged")
 
+const flippedDocuments = 40 // beside the keys
+
 // examineDamaged opens a store of whose files something was changed, and asks for keys. Whatever happens must be an answer that
 // was stored, or a proper error.
 func examineDamaged(t *testing.T, config Config, keys int, rnd *rand.Rand) error {
@@ -145,9 +150,25 @@ func examineDamaged(t *testing.T, config Config, keys int, rnd *rand.Rand) error
 			outcome = errUsable
 		}
 	}
+	name := fmt.Sprint(rnd.IntN(flippedDocuments))
+	if err := documentError(s, "trust", name); err != nil {
+		if !acceptable(err) {
+			t.Fatalf("document %s: %v", name, err)
+		}
+		outcome = errUsable
+	}
 	if rnd.IntN(10) == 0 {
 		for i := range keys {
 			ask(i)
+		}
+		documents, _, err := s.Documents("trust", nil, flippedDocuments)
+		if err != nil && !acceptable(err) || err == nil && len(documents) != flippedDocuments {
+			t.Fatalf("%d documents, %v", len(documents), err)
+		}
+		for _, d := range documents {
+			if !bytes.Equal(d.Data, testData("trust", d.Name, 0)) {
+				t.Fatalf("%v: %s", errWrongAnswer, d.label())
+			}
 		}
 		list, _, err := s.Page("", "", nil, keys+10)
 		if err != nil && !acceptable(err) {
@@ -193,6 +214,7 @@ func TestExchangedRecordsAreNoticed(t *testing.T) {
 	const keys = 100
 	for i := range keys {
 		mustApply(t, s, testKey(fmt.Sprintf("app%d/k%d", i%2, i), keyspec.Ed25519, 32))
+		applyDocuments(t, s, testDocument(fmt.Sprint("kind", i%2), fmt.Sprint(i)))
 	}
 	// Older values of everything, from before every key was changed.
 	type value struct{ bucket, key, old []byte }
@@ -200,7 +222,7 @@ func TestExchangedRecordsAreNoticed(t *testing.T) {
 	collect := func() {
 		values = nil
 		err := s.db.View(func(tx *bolt.Tx) error {
-			for _, bucket := range [][]byte{bucketMeta, bucketMaterial, bucketPublic, bucketTable, bucketAlias} {
+			for _, bucket := range [][]byte{bucketMeta, bucketMaterial, bucketPublic, bucketDocument, bucketTable, bucketAlias} {
 				err := tx.Bucket(bucket).ForEach(func(k, v []byte) error {
 					values = append(values, value{bucket, bytes.Clone(k), bytes.Clone(v)})
 					return nil
@@ -219,6 +241,12 @@ func TestExchangedRecordsAreNoticed(t *testing.T) {
 	old := values
 	for i := range keys {
 		rotate(t, s, fmt.Sprintf("app%d/k%d", i%2, i), 32)
+		d, err := s.Document(fmt.Sprint("kind", i%2), fmt.Sprint(i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.Data = testData(d.Kind, d.Name, 1)
+		applyDocuments(t, s, DocumentChange{Document: d})
 	}
 	collect()
 	if err := s.Close(); err != nil {
@@ -291,6 +319,17 @@ func TestExchangedRecordsAreNoticed(t *testing.T) {
 				bad++
 			default:
 				t.Fatalf("%s: %v", name, err)
+			}
+			d, err := s.Document(fmt.Sprint("kind", i%2), fmt.Sprint(i))
+			switch {
+			case err == nil && (d.Revision != 2 || !bytes.Equal(d.Data, testData(d.Kind, fmt.Sprint(i), 1))):
+				t.Fatalf("document %d is as it was before, or another", i)
+			case err == nil:
+				usable++
+			case errors.Is(err, ErrDamaged):
+				bad++
+			default:
+				t.Fatalf("document %d: %v", i, err)
 			}
 		}
 		report, err := s.Verify(context.Background(), nil)
