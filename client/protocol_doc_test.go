@@ -87,7 +87,7 @@ func mentions(document, text, message, field string) bool {
 	if strings.Contains(text, quoted) {
 		return true
 	}
-	table := map[string]string{"KeyInfo": "*KeyInfo*", "KeyCreate": "*KeyCreate*", "Identity": "*Identity*"}[message]
+	table := map[string]string{"KeyInfo": "*KeyInfo*", "KeyCreate": "*KeyCreate*", "Identity": "*Identity*", "Machine": "*Machine*"}[message]
 	return table != "" && strings.Contains(text, table) && strings.Contains(document, quoted)
 }
 
