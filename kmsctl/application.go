@@ -150,10 +150,10 @@ func newAppShow(a *app) *cobra.Command {
 	return c
 }
 
-// noApp tells an application that is not there from a key.
+// noApp says where the applications are that there are.
 func noApp(err error, name string) error {
-	if errors.Is(err, client.ErrNotAvailable) && hintFor(err) == wireHint(&proto.Error{Code: proto.CodeNotAvailable}) {
-		return withHint(err, "kmsctl app list shows the applications; kmsctl app set %s adds one", name)
+	if errors.Is(err, client.ErrNotAvailable) {
+		return withHint(err, "kmsctl app list shows those that there are; kmsctl app set %s adds one", name)
 	}
 	return err
 }

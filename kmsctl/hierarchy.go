@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/pelletier/go-toml/v2"
@@ -62,7 +63,7 @@ func parseKeyList(text []byte) ([]listedKey, error) {
 		var strict *toml.StrictMissingError
 		if errors.As(err, &strict) && len(strict.Errors) > 0 {
 			line, _ := strict.Errors[0].Position()
-			return nil, fmt.Errorf("line %d: unknown setting %q", line, fmt.Sprint(strict.Errors[0].Key()))
+			return nil, fmt.Errorf("line %d: unknown setting %q", line, strings.Join(strict.Errors[0].Key(), "."))
 		}
 		var wrong *toml.DecodeError
 		if errors.As(err, &wrong) {

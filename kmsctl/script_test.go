@@ -54,6 +54,11 @@ func TestScripts(t *testing.T) {
 			env.Setenv("XDG_RUNTIME_DIR", env.WorkDir)
 			env.Setenv("KMSD_SOCKET", filepath.Join(env.WorkDir, "run"))
 			env.Setenv("TZ", "UTC")
+			keys, err := filepath.Abs(filepath.Join("..", "packaging", "mosip-keys.toml"))
+			if err != nil {
+				return err
+			}
+			env.Setenv("KEYS", keys)
 			env.Values["daemon"] = new(process)
 			env.Values["tpm"] = new(softTPM)
 			return nil
@@ -62,6 +67,8 @@ func TestScripts(t *testing.T) {
 			"daemon":       daemonCommand,
 			"code":         codeCommand,
 			"finds":        findsCommand,
+			"chain":        chainCommand,
+			"together":     togetherCommand,
 			"json":         jsonCommand,
 			"big":          bigCommand,
 			"flip":         flipCommand,
