@@ -19,7 +19,7 @@ var (
 // SignJWS makes a Key a [jose.Signer]: it signs the input of a JSON Web Signature, with ECDSA in the form that RFC 7518
 // section 3.4 wants.
 func (k *Key) SignJWS(ctx context.Context, a jose.Algorithm, input []byte) ([]byte, error) {
-	p := &proto.Sign{Key: k.pinned, Scheme: string(jwsScheme(a))}
+	p := &proto.Sign{Key: k.pinned, Scheme: string(SchemeOf(a))}
 	if p.Scheme == "" {
 		return nil, fmt.Errorf("%w: algorithm %q", ErrUnsupported, string(a))
 	}
@@ -34,8 +34,8 @@ func (k *Key) SignJWS(ctx context.Context, a jose.Algorithm, input []byte) ([]by
 	return k.sign(ctx, p)
 }
 
-// jwsScheme returns the signature scheme of a JWS algorithm, or "".
-func jwsScheme(a jose.Algorithm) keyspec.Scheme {
+// SchemeOf returns the signature scheme of an algorithm of JOSE, or "". Its ECDSA signatures are r and s in fixed length.
+func SchemeOf(a jose.Algorithm) keyspec.Scheme {
 	switch a {
 	case jose.EdDSA:
 		return keyspec.PureEd25519

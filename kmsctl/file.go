@@ -15,6 +15,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
+
+	"github.com/kmsd-project/kmsd/client/packet"
 )
 
 // Modes of the files kmsctl writes, before the umask.
@@ -249,20 +251,59 @@ type textFlags struct {
 
 func (t *textFlags) register(c *cobra.Command) {
 	t.outFlags.register(c)
-	c.Flags().StringVar(&t.as, "as", "raw", "form of the result: raw, hex or base64")
-	c.RegisterFlagCompletionFunc("as", cobra.FixedCompletions([]string{"raw", "hex", "base64"}, cobra.ShellCompDirectiveNoFileComp))
+	c.Flags().StringVar(&t.as, "as", "raw", "form of the result: "+textForms)
+	c.RegisterFlagCompletionFunc("as", cobra.FixedCompletions(strings.Split(textForms, ", "), cobra.ShellCompDirectiveNoFileComp))
 }
 
+// textForms are the forms of a binary result. The last two are multibase with the prefix of each: base58btc, which is what MOSIP writes
+// raw signatures in unless it is asked for the other.
+const textForms = "raw, hex, base64, base64url, multibase, multibase-base64url"
+
 func (t *textFlags) encode(result []byte) (text []byte, binary bool, err error) {
+	var s string
 	switch t.as {
 	case "", "raw":
 		return result, true, nil
 	case "hex":
-		return append([]byte(hex.EncodeToString(result)), '\n'), false, nil
+		s = hex.EncodeToString(result)
 	case "base64":
-		return append([]byte(base64.StdEncoding.EncodeToString(result)), '\n'), false, nil
+		s = base64Of(result)
+	case "base64url":
+		s = base64.RawURLEncoding.EncodeToString(result)
+	case "multibase":
+		s, err = packet.EncodeMultibase(packet.Base58BTC, result)
+	case "multibase-base64url":
+		s, err = packet.EncodeMultibase(packet.Base64URL, result)
+	default:
+		return nil, false, errForm("as", t.as)
 	}
-	return nil, false, usagef("--as is raw, hex or base64, not %q", t.as)
+	return append([]byte(s), '\n'), false, err
+}
+
+func errForm(flag, form string) error {
+	return usagef("--%s is one of %s, not %q", flag, textForms, form)
+}
+
+// decodeText is the way back, of what a file has in one of these forms.
+func decodeText(form string, b []byte) ([]byte, error) {
+	text := strings.TrimSpace(string(b))
+	var err error
+	switch form {
+	case "", "raw":
+		return b, nil
+	case "hex":
+		b, err = hex.DecodeString(text)
+	case "base64", "base64url":
+		b, err = io.ReadAll((&rawFlags{}).reader(strings.NewReader(text)))
+	case "multibase", "multibase-base64url":
+		b, err = packet.DecodeMultibase(text)
+	default:
+		return nil, errForm("sig-as", form)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("the signature is not in the form %s", form)
+	}
+	return b, nil
 }
 
 // writeText is writeResult for a binary result in the form that was asked for.

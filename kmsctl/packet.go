@@ -1,13 +1,14 @@
 package main
 
 import (
+	"context"
 	"crypto/x509"
-	"errors"
-	"fmt"
+	"io"
 
 	"github.com/spf13/cobra"
 
 	"github.com/kmsd-project/kmsd/client/packet"
+	"github.com/kmsd-project/kmsd/client/pkix"
 	"github.com/kmsd-project/kmsd/ipc/proto"
 )
 
@@ -24,7 +25,7 @@ func newPacketEncrypt(a *app) *cobra.Command {
 		Use:   "encrypt {--cert F | --key NAME} --in F --out F",
 		Short: "Encrypt a registration packet to a certificate",
 		Long: `Encrypt a registration packet in the format of MOSIP to the RSA certificate in a file, or to the one attached to a key.
-The packet is encrypted in memory before anything is written. The machine that encrypts need not be able to decrypt.`,
+Packets of any size are encrypted as they come, in little memory. The machine that encrypts need not be able to decrypt.`,
 		Args: exactArgs(),
 		RunE: func(c *cobra.Command, args []string) error {
 			var certificate *x509.Certificate
@@ -34,33 +35,16 @@ The packet is encrypted in memory before anything is written. The machine that e
 				if chainErr != nil {
 					return chainErr
 				}
-				certificate, err = packet.ParseCertificate(chain[0])
+				certificate, err = pkix.ParseCertificate(chain[0])
 			} else {
-				encoded, readErr := a.readFile(cert, proto.MaxData)
-				if readErr != nil {
-					return readErr
-				}
-				list, decodeErr := decodeAll(encoded, "CERTIFICATE")
-				if decodeErr != nil {
-					return fmt.Errorf("%s: %w", cert, decodeErr)
-				}
-				certificate, err = packet.ParseCertificate(list[0])
+				certificate, err = a.readCertificate(cert)
 			}
 			if err != nil {
 				return err
 			}
-			r, total, err := a.open(in)
-			if err != nil {
-				return err
-			}
-			defer r.Close()
-			p := a.progressOf("encrypting", total)
-			defer p.end()
-			sealed, err := packet.Encrypt(certificate, p.reader(&contextReader{c.Context(), r}), max(total, 0))
-			if err != nil {
-				return err
-			}
-			return a.writeResult(out, "packet", nil, sealed, true, modePublic)
+			return a.encryptTo(c.Context(), in, out, &rawFlags{raw: true}, "packet", nil, func(w io.Writer, r io.Reader) error {
+				return packet.EncryptTo(w, certificate, r)
+			})
 		},
 	}, proto.OpCertGet)
 	c.Flags().StringVar(&cert, "cert", "", "certificate of the receiver, PEM or DER")
@@ -79,30 +63,16 @@ func newPacketDecrypt(a *app) *cobra.Command {
 	c := uses(&cobra.Command{
 		Use:   "decrypt --key NAME --in F --out F",
 		Short: "Decrypt a registration packet",
-		Long:  "Decrypt a registration packet. The daemon unwraps the key of the packet; nothing is written before the packet has been verified to its end.",
+		Long:  "Decrypt a registration packet of any size. The daemon unwraps the key of the packet, which is read twice: nothing is written before it has been verified to its end.",
 		Args:  exactArgs(),
 		RunE: func(c *cobra.Command, args []string) error {
 			k, err := a.key(c.Context(), key)
 			if err != nil {
 				return err
 			}
-			sealed, err := a.readFile(in, packet.MaxSize)
-			if err != nil {
-				return err
-			}
-			p := a.waiting("decrypting")
-			plain, err := packet.Decrypt(c.Context(), k, sealed)
-			p.end()
-			switch {
-			case errors.Is(err, packet.ErrDecryption):
-				return withHint(err, "another certificate, or the packet was changed")
-			case errors.Is(err, packet.ErrFormat):
-				return withHint(err, "is it a registration packet?")
-			case err != nil:
-				return err
-			}
-			defer clear(plain)
-			return a.writeResult(out, "data", map[string]any{"key": key}, plain, true, modeSecret)
+			return a.decryptTo(c.Context(), in, out, &rawFlags{raw: true}, map[string]any{"key": key}, func(ctx context.Context, w io.Writer, f *sealedFile) error {
+				return packet.DecryptTo(ctx, k, w, f, f.size)
+			})
 		},
 	}, proto.OpDecrypt)
 	a.keyFlag(c, &key, "the key that unwraps")

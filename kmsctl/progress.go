@@ -95,3 +95,22 @@ func (p *progress) end() {
 	}
 	fmt.Fprint(p.tty, "\r\x1b[K")
 }
+
+// readerAt is reader for what is read here and there.
+func (p *progress) readerAt(r io.ReaderAt) io.ReaderAt {
+	if p.tty == nil {
+		return r
+	}
+	return &countingReaderAt{r, p}
+}
+
+type countingReaderAt struct {
+	io.ReaderAt
+	p *progress
+}
+
+func (c *countingReaderAt) ReadAt(b []byte, at int64) (int, error) {
+	n, err := c.ReaderAt.ReadAt(b, at)
+	c.p.add(int64(n))
+	return n, err
+}

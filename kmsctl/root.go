@@ -28,13 +28,14 @@ Exit codes: 0 success, 1 refused or failed, 2 wrong usage, 3 the daemon cannot b
 	flags.BoolVar(&a.json, "json", false, "print JSON")
 	flags.DurationVar(&a.timeout, "timeout", 0, "give up on an operation after this time (default: no limit)")
 
-	const daemon, keys, hierarchy, use, certificates, store = "daemon", "keys", "hierarchy", "use", "certificates", "store"
+	const daemon, keys, hierarchy, use, certificates, formats, store = "daemon", "keys", "hierarchy", "use", "certificates", "formats", "store"
 	root.AddGroup(
 		&cobra.Group{ID: daemon, Title: "The daemon:"},
 		&cobra.Group{ID: keys, Title: "Keys:"},
 		&cobra.Group{ID: hierarchy, Title: "The hierarchy of applications:"},
 		&cobra.Group{ID: use, Title: "Use of keys:"},
 		&cobra.Group{ID: certificates, Title: "Certificates and packets:"},
+		&cobra.Group{ID: formats, Title: "Formats of MOSIP, JOSE and COSE:"},
 		&cobra.Group{ID: store, Title: "The store:"},
 	)
 	add := func(group string, commands ...*cobra.Command) {
@@ -49,6 +50,7 @@ Exit codes: 0 success, 1 refused or failed, 2 wrong usage, 3 the daemon cannot b
 	add(use, newSign(a), newVerify(a), newEncrypt(a), newDecrypt(a), newRewrap(a), newMAC(a), newMACVerify(a),
 		newWrap(a), newUnwrap(a), newAgree(a), newDerive(a), newDataKey(a), newRandom(a), newBatch(a))
 	add(certificates, newCert(a), newPacket(a), newMachine(a))
+	add(formats, newMosip(a), newJWS(a), newJWE(a), newCOSE(a), newCWT(a), newPIN(a), newHash(a))
 	add(store, newSlot(a), newStore(a), newBackup(a), newAudit(a))
 
 	finish(a, root)

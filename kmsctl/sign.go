@@ -12,23 +12,40 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/kmsd-project/kmsd/client"
+	"github.com/kmsd-project/kmsd/client/jose"
 	"github.com/kmsd-project/kmsd/ipc/proto"
 	"github.com/kmsd-project/kmsd/keystore/keyspec"
 )
 
 // signFlags are common to sign and verify.
-type signFlags struct{ key, scheme, encoding, in string }
+type signFlags struct{ key, scheme, encoding, alg, in string }
 
 func (f *signFlags) register(a *app, c *cobra.Command) {
 	a.keyFlag(c, &f.key, "the key, NAME or NAME@N")
 	c.Flags().StringVar(&f.scheme, "scheme", "", "how, such as rsa-pss-sha256 or rsa-pkcs1-sha256 (default: by the algorithm)")
 	c.Flags().StringVar(&f.encoding, "encoding", "", "ECDSA signatures as der (default) or p1363")
+	c.Flags().StringVar(&f.alg, "alg", "", "scheme and encoding by the name that JOSE and MOSIP have for both: RS256, PS256, ES256, ES256K, EdDSA...")
+	c.RegisterFlagCompletionFunc("alg", cobra.FixedCompletions(tokenAlgorithms, cobra.ShellCompDirectiveNoFileComp))
+	c.MarkFlagsMutuallyExclusive("alg", "scheme")
+	c.MarkFlagsMutuallyExclusive("alg", "encoding")
 	inFlag(c, &f.in, "data")
 	c.RegisterFlagCompletionFunc("scheme", cobra.FixedCompletions(texts(keyspec.Schemes()), cobra.ShellCompDirectiveNoFileComp))
 	c.RegisterFlagCompletionFunc("encoding", cobra.FixedCompletions([]string{"der", "p1363"}, cobra.ShellCompDirectiveNoFileComp))
 }
 
+// check also turns --alg into scheme and encoding.
 func (f *signFlags) check() error {
+	if f.alg != "" {
+		scheme := client.SchemeOf(jose.Algorithm(f.alg))
+		if scheme == "" {
+			return withHint(usagef("--alg %q is not known", f.alg), "one of: %s", strings.Join(tokenAlgorithms, " "))
+		}
+		f.scheme = string(scheme)
+		if strings.HasPrefix(f.scheme, "ecdsa-") {
+			f.encoding = "p1363"
+		}
+	}
 	if f.scheme != "" {
 		if _, err := keyspec.ParseScheme(f.scheme); err != nil {
 			return withHint(asUsage(err), "--scheme is one of: %s", strings.Join(texts(keyspec.Schemes()), " "))
@@ -125,7 +142,7 @@ func newSign(a *app) *cobra.Command {
 		Use:     "sign --key NAME --in F --out F [flags]",
 		Short:   "Sign data",
 		Long:    "Sign data. Large data are hashed here and only the digest goes to the daemon; Ed25519 signs the message itself, which may be up to 1 MiB long.",
-		Example: "  kmsctl sign --key REGISTRATION/10001_110011 --in packet.zip --out packet.sig",
+		Example: "  kmsctl sign --key REGISTRATION/10001_110011 --in packet.zip --out packet.sig\n  kmsctl sign --key KERNEL/EC_SECP256R1_SIGN --alg ES256 --as multibase --in data",
 		Args:    exactArgs(),
 		RunE: func(c *cobra.Command, args []string) error {
 			in, err := a.signInput(c.Context(), &f)
@@ -146,11 +163,11 @@ func newSign(a *app) *cobra.Command {
 }
 
 // maxSignature is the longest signature file in bytes.
-const maxSignature = 1024
+const maxSignature = 4096
 
 func newVerify(a *app) *cobra.Command {
 	var f signFlags
-	var sig string
+	var sig, as string
 	c := uses(&cobra.Command{
 		Use:   "verify --key NAME --in F --sig F [flags]",
 		Short: "Check a signature",
@@ -159,6 +176,9 @@ func newVerify(a *app) *cobra.Command {
 		RunE: func(c *cobra.Command, args []string) error {
 			signature, err := a.readFile(sig, maxSignature)
 			if err != nil {
+				return err
+			}
+			if signature, err = decodeText(as, signature); err != nil {
 				return err
 			}
 			in, err := a.signInput(c.Context(), &f)
@@ -176,5 +196,7 @@ func newVerify(a *app) *cobra.Command {
 	f.register(a, c)
 	c.Flags().StringVar(&sig, "sig", "", "file with the signature, as sign wrote it")
 	c.MarkFlagRequired("sig")
+	c.Flags().StringVar(&as, "sig-as", "raw", "form of the signature: "+textForms)
+	c.RegisterFlagCompletionFunc("sig-as", cobra.FixedCompletions(strings.Split(textForms, ", "), cobra.ShellCompDirectiveNoFileComp))
 	return c
 }
