@@ -80,9 +80,11 @@ var law = map[string][]string{
 		"keystore", "keystore/secmem", "enclave", "enclave/recovery", "policy", "kmsd/audit", // without a daemon: verify, restore
 		"kmsd/pki", "github.com/pelletier/go-toml/v2", // certificates of every kind and PKCS #7 in files; lists of keys to make
 		"filippo.io/age", "github.com/spf13/cobra", "golang.org/x/crypto/ssh", "golang.org/x/sys/unix", "golang.org/x/term"},
-	"kmsctl/mosipdb":     {"client/packet", "client/pkix", "keystore/keyspec"},
-	"kmsctl/pkcs12":      {"golang.org/x/crypto/cryptobyte", "golang.org/x/crypto/cryptobyte/asn1"},
-	"docs/examples/demo": {"client", "client/packet"},
+	"kmsctl/mosipdb":                      {"client/packet", "client/pkix", "keystore/keyspec"},
+	"kmsctl/mosipdb/mosipdbtest":          {"client/packet", "golang.org/x/crypto/cryptobyte", "golang.org/x/crypto/cryptobyte/asn1"},
+	"kmsctl/mosipdb/mosipdbtest/generate": {"kmsctl/mosipdb/mosipdbtest"},
+	"kmsctl/pkcs12":                       {"golang.org/x/crypto/cryptobyte", "golang.org/x/crypto/cryptobyte/asn1"},
+	"docs/examples/demo":                  {"client", "client/packet"},
 }
 
 // examples under docs may import what an application may.

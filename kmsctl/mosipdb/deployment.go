@@ -168,7 +168,7 @@ var (
 
 func (r *Reader) add(file string, row *Row) {
 	var err error
-	id := row.cell("id")
+	id := row.Cell("id")
 	switch row.Table {
 	case KeyAlias:
 		var a *alias
@@ -192,7 +192,7 @@ func (r *Reader) add(file string, row *Row) {
 			r.storedIn[s] = file
 		}
 	case KeyPolicy:
-		id = row.cell("app_id")
+		id = row.Cell("app_id")
 		var p *Policy
 		if p, err = parsePolicy(row); err == nil {
 			if r.seenPolicy[p.Application] {
@@ -203,8 +203,8 @@ func (r *Reader) add(file string, row *Row) {
 			r.policies = append(r.policies, p)
 		}
 	case CACerts, PartnerCerts:
-		id = row.cell("cert_id")
-		if deleted, _ := parseBool(row.cell("is_deleted")); deleted {
+		id = row.Cell("cert_id")
+		if deleted, _ := parseBool(row.Cell("is_deleted")); deleted {
 			r.problem(Notice, file, row.Line, row.Table, "", cut(id), errDeleted)
 			return
 		}
@@ -226,7 +226,7 @@ func (r *Reader) add(file string, row *Row) {
 	if err != nil {
 		key := ""
 		if row.Table == KeyAlias {
-			key = slashed(cut(row.cell("app_id")), cut(row.cell("ref_id")))
+			key = slashed(cut(row.Cell("app_id")), cut(row.Cell("ref_id")))
 		}
 		r.broken(file, row.Line, row.Table, key, cut(id), err)
 	}

@@ -20,7 +20,8 @@ type Row struct {
 	cells map[string]string
 }
 
-func (r *Row) cell(column string) string { return r.cells[column] }
+// Cell returns the text of a column, empty when it is NULL or there is none.
+func (r *Row) Cell(column string) string { return r.cells[column] }
 
 // Rows reads a file. What is wrong with one row comes as a *RowError and reading goes on; every other error ends it, and wraps ErrFormat
 // when the file is not what it should be.
@@ -130,6 +131,12 @@ func dump(b *bufio.Reader, yield func(*Row, error) bool) {
 		if !ok {
 			continue
 		}
+		if table == "" { // what another table holds is not for us, whatever it looks like
+			for err == nil && string(line) != `\.` || errors.Is(err, errLong) {
+				line, err = l.next()
+			}
+			continue
+		}
 		if err := checkColumns(table, columns); err != nil {
 			yield(nil, fmt.Errorf("%w: line %d: %w", ErrFormat, l.n, err))
 			return
@@ -180,7 +187,7 @@ func inserted(line string) (Table, bool) {
 	return known(name)
 }
 
-// copied takes "COPY schema.table (a, b, c) FROM stdin;" apart.
+// copied takes "COPY schema.table (a, b, c) FROM stdin;" apart. The table is empty when it is none of ours.
 func copied(line string) (table Table, columns []string, ok bool) {
 	rest, ok := strings.CutPrefix(line, "COPY ")
 	if !ok {
@@ -195,7 +202,7 @@ func copied(line string) (table Table, columns []string, ok bool) {
 		return "", nil, false
 	}
 	if table, ok = known(name); !ok {
-		return "", nil, false
+		return "", nil, true
 	}
 	for c := range strings.SplitSeq(list, ",") {
 		columns = append(columns, strings.ToLower(strings.Trim(strings.TrimSpace(c), `"`)))

@@ -66,8 +66,8 @@ const (
 
 func parseAlias(r *Row) (*alias, error) {
 	a := &alias{
-		id: r.cell("id"), app: r.cell("app_id"), ref: r.cell("ref_id"), line: r.Line,
-		thumbprint: strings.ToUpper(r.cell("cert_thumbprint")), unique: strings.ToUpper(r.cell("uni_ident")),
+		id: r.Cell("id"), app: r.Cell("app_id"), ref: r.Cell("ref_id"), line: r.Line,
+		thumbprint: strings.ToUpper(r.Cell("cert_thumbprint")), unique: strings.ToUpper(r.Cell("uni_ident")),
 	}
 	switch {
 	case a.id == "" || len(a.id) > maxName:
@@ -80,10 +80,10 @@ func parseAlias(r *Row) (*alias, error) {
 		return nil, errors.New("uni_ident is no SHA-1 in hexadecimal")
 	}
 	var err error
-	if a.generated, err = parseTime(r.cell("key_gen_dtimes")); err != nil {
+	if a.generated, err = parseTime(r.Cell("key_gen_dtimes")); err != nil {
 		return nil, fmt.Errorf("key_gen_dtimes: %w", err)
 	}
-	if a.expires, err = parseTime(r.cell("key_expire_dtimes")); err != nil {
+	if a.expires, err = parseTime(r.Cell("key_expire_dtimes")); err != nil {
 		return nil, fmt.Errorf("key_expire_dtimes: %w", err)
 	}
 	return a, nil
@@ -94,11 +94,11 @@ func hexadecimal(s string, n int) bool {
 }
 
 func parseStored(r *Row) (*stored, error) {
-	s := &stored{id: r.cell("id"), master: r.cell("master_key"), line: r.Line}
+	s := &stored{id: r.Cell("id"), master: r.Cell("master_key"), line: r.Line}
 	if s.id == "" || len(s.id) > maxName || len(s.master) > maxName {
 		return nil, errors.New("id is empty, or id or master_key too long")
 	}
-	switch private := r.cell("private_key"); private {
+	switch private := r.Cell("private_key"); private {
 	case notOwn:
 	case "":
 		return nil, errors.New("private_key is empty")
@@ -110,7 +110,7 @@ func parseStored(r *Row) (*stored, error) {
 		s.wrapped = b
 	}
 	var err error
-	if s.certificate, err = parseCertificate(r.cell("certificate_data")); err != nil {
+	if s.certificate, err = parseCertificate(r.Cell("certificate_data")); err != nil {
 		return nil, fmt.Errorf("certificate_data: %w", err)
 	}
 	return s, nil
@@ -152,7 +152,7 @@ func parseCertificate(text string) ([]byte, error) {
 }
 
 func parsePolicy(r *Row) (*Policy, error) {
-	p := &Policy{Application: r.cell("app_id"), Access: r.cell("access_allowed"), Active: true}
+	p := &Policy{Application: r.Cell("app_id"), Access: r.Cell("access_allowed"), Active: true}
 	if p.Application == "" || len(p.Application) > maxName {
 		return nil, errors.New("app_id is empty or too long")
 	}
@@ -160,15 +160,15 @@ func parsePolicy(r *Row) (*Policy, error) {
 		return nil, errors.New("access_allowed is too long")
 	}
 	var err error
-	if p.Days, err = strconv.Atoi(r.cell("key_validity_duration")); err != nil || p.Days < 1 || p.Days > maxValidity {
+	if p.Days, err = strconv.Atoi(r.Cell("key_validity_duration")); err != nil || p.Days < 1 || p.Days > maxValidity {
 		return nil, errors.New("key_validity_duration is no number of days")
 	}
-	if s := r.cell("pre_expire_days"); s != "" {
+	if s := r.Cell("pre_expire_days"); s != "" {
 		if p.PreExpireDays, err = strconv.Atoi(s); err != nil || p.PreExpireDays < 0 || p.PreExpireDays > maxValidity {
 			return nil, errors.New("pre_expire_days is no number of days")
 		}
 	}
-	if s := r.cell("is_active"); s != "" {
+	if s := r.Cell("is_active"); s != "" {
 		if p.Active, err = parseBool(s); err != nil {
 			return nil, fmt.Errorf("is_active: %w", err)
 		}
@@ -187,12 +187,12 @@ func parseBool(s string) (bool, error) {
 }
 
 func parseTrust(r *Row) (*Certificate, error) {
-	c := &Certificate{Domain: strings.ToUpper(r.cell("partner_domain")), Partner: r.Table == PartnerCerts, Name: r.cell("organization_name")}
+	c := &Certificate{Domain: strings.ToUpper(r.Cell("partner_domain")), Partner: r.Table == PartnerCerts, Name: r.Cell("organization_name")}
 	if c.Domain == "" || len(c.Domain) > maxName || len(c.Name) > 1<<10 {
 		return nil, errors.New("partner_domain is empty or too long")
 	}
 	var err error
-	if c.DER, err = parseCertificate(r.cell("cert_data")); err != nil {
+	if c.DER, err = parseCertificate(r.Cell("cert_data")); err != nil {
 		return nil, fmt.Errorf("cert_data: %w", err)
 	}
 	parsed, err := pkix.ParseCertificate(c.DER)
@@ -208,18 +208,18 @@ func selfMade(c *x509.Certificate) bool {
 }
 
 func parseRandomKey(r *Row) (*RandomKey, error) {
-	index, err := strconv.ParseUint(r.cell("id"), 10, 32)
+	index, err := strconv.ParseUint(r.Cell("id"), 10, 32)
 	if err != nil {
 		return nil, errors.New("id is no number of 32 bits")
 	}
-	b, err := decodeBase64(r.cell("key"), 64)
+	b, err := decodeBase64(r.Cell("key"), 64)
 	if err != nil {
 		return nil, fmt.Errorf("key: %w", err)
 	}
 	if len(b) != 32 {
 		return nil, fmt.Errorf("key of %d bytes; 32", len(b))
 	}
-	return &RandomKey{Index: uint32(index), Wrapped: [32]byte(b), Active: strings.EqualFold(r.cell("key_status"), "Active")}, nil
+	return &RandomKey{Index: uint32(index), Wrapped: [32]byte(b), Active: strings.EqualFold(r.Cell("key_status"), "Active")}, nil
 }
 
 // timeLayouts are the ways in which PostgreSQL writes a time, with and without a zone; MOSIP's columns have none and are in UTC.
