@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -210,6 +211,9 @@ func (s *standing) certified() *Certified {
 func KeyID(key *keystore.Key, v *keystore.Version, p keystore.Public) string {
 	if len(p.SPKI) == 0 {
 		return ""
+	}
+	if unique := key.Labels[LabelUnique+strconv.FormatUint(uint64(v.Number), 10)]; unique != "" { // of MOSIP's own, as it was imported
+		return packet.KeyID(unique)
 	}
 	application, reference, _ := strings.Cut(string(key.Name), "/")
 	if key.Origin == keyspec.Foreign && len(p.Chain) > 0 {

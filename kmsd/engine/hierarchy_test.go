@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/kmsd-project/kmsd/client/packet"
 	"github.com/kmsd-project/kmsd/enclave"
 	"github.com/kmsd-project/kmsd/keystore"
 	"github.com/kmsd-project/kmsd/keystore/keyspec"
@@ -422,6 +423,12 @@ func TestKeyID(t *testing.T) {
 	if got := KeyID(key, v, keystore.Public{}); got != "" {
 		t.Errorf("kid %s of a symmetric key", got)
 	}
+	key.Labels = map[string]string{LabelUnique + "0": packet.UniqueIdentifier("KERNEL", "SIGN", v.Created)}
+	v.Created = v.Created.Add(48 * time.Hour)
+	if got := KeyID(key, v, p); got != "ecHLxBa5gr7XDVp6QNpcFMMGL_tFO0Iry0YxC1bb6sY" {
+		t.Errorf("kid %s of an imported version", got)
+	}
+	key.Labels = nil
 	own := KeyID(key, v, p)
 	key.Origin = keyspec.Foreign
 	if got := KeyID(key, v, p); got == own || got == "" {
@@ -717,16 +724,18 @@ func TestSymmetric(t *testing.T) {
 	if other := h.master(Master{Name: "REGISTRATION/cache", Symmetric: true}); !other.Made {
 		t.Errorf("%+v", other)
 	}
-	sealed := h.encrypt("KERNEL/IDENTITY_CACHE", "data")
+	sealed := h.encrypt("REGISTRATION/cache", "data")
 	h.clock.add(3650*day - time.Second)
-	if again := h.master(Master{Name: "KERNEL/IDENTITY_CACHE"}); again.Made {
+	if again := h.master(Master{Name: "REGISTRATION/cache", Symmetric: true}); again.Made {
 		t.Errorf("before the end: %+v", again)
 	}
 	h.clock.add(time.Second)
-	if again := h.master(Master{Name: "KERNEL/IDENTITY_CACHE"}); !again.Made || again.Ref.Version != 2 {
-		t.Errorf("at the end: %+v", again)
+	for _, m := range []Master{{Name: "REGISTRATION/cache", Symmetric: true}, {Name: "KERNEL/IDENTITY_CACHE"}} {
+		if again := h.master(m); !again.Made || again.Ref.Version != 2 {
+			t.Errorf("at the end: %+v", again)
+		}
 	}
-	if data, err := h.decrypt(h.app, "KERNEL/IDENTITY_CACHE", sealed); err != nil || data != "data" {
+	if data, err := h.decrypt(h.app, "REGISTRATION/cache", sealed); err != nil || data != "data" {
 		t.Errorf("%q, %v", data, err)
 	}
 	key, err := h.store.Load().Get("KERNEL/IDENTITY_CACHE")
