@@ -2,9 +2,11 @@ package engine
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/kmsd-project/kmsd/keystore"
@@ -16,6 +18,8 @@ import (
 // CertCurrent returns the current version of a key with its certificate, as MOSIP's getCertificate does. A base key that there is not
 // yet is made; a key that is due, expired or revoked is replaced; the versions before decrypt and verify for ever. Of many who ask for
 // a missing key at once, one makes it and the others get the same.
+//
+// A key of the application that was made or imported without a certificate gets one, and expires when that does.
 //
 // h changes the subject of a certificate that is made; nil leaves it to the defaults. A key that is due and cannot be replaced, for
 // whatever reason, is returned as long as it is valid.
@@ -108,7 +112,9 @@ func (u *use) replacement(s *standing, h *Holder) (*Certified, error) {
 		if p.rank != rankBase {
 			return nil, &Remedied{fmt.Errorf("%s: %w", p.name, ErrNoCertificate), "kmsctl cert upload " + string(p.name)}
 		}
-		return u.firstCertificate(s, h)
+		if u.now.Before(s.version.NotBefore.Add(days(p.days))) {
+			return u.certifyVersion(p, s.key, s.version, h, time.Time{})
+		}
 	}
 	return u.makeVersion(s, &generation{holder: h, protection: keyspec.Software})
 }
@@ -146,15 +152,63 @@ func (u *use) makeVersion(s *standing, g *generation) (out *Certified, err error
 		}
 	}
 	// A new version that would not outlive the one that there is brings nothing: its issuer is what has to be replaced.
-	if s.usable && !g.force && !g.expires(u.now).After(s.version.Expires) {
+	if s.usable && !g.force && !g.asked && !g.expires(u.now).After(s.version.Expires) {
 		return s.answer(u)
 	}
 	return u.makeGeneration(g)
 }
 
-// firstCertificate issues the certificate of a version that has none.
-func (u *use) firstCertificate(s *standing, h *Holder) (*Certified, error) {
-	return u.certifyVersion(s.place, s.key, s.version, h, time.Time{})
+// certifiedPlace returns the rules for a key whose current version the hierarchy has certified, or nil for others.
+func (u *use) certifiedPlace(key *keystore.Key) *place {
+	p, err := u.placeOf(key.Name, false)
+	if err != nil || p.rank == rankSymmetric {
+		return nil
+	}
+	s, err := u.standing(p)
+	if err != nil || len(s.public.Chain) == 0 {
+		return nil
+	}
+	if p.issuer == "" {
+		return p
+	}
+	issuer, err := u.metadata(u.store, p.issuer, u.now)
+	if err != nil || len(s.public.Chain) < 2 {
+		return nil
+	}
+	c, err := pki.ParseCertificate(s.public.Chain[1])
+	if err != nil {
+		return nil
+	}
+	sum := sha256.Sum256(c.RawSubjectPublicKeyInfo)
+	if !slices.ContainsFunc(issuer.Versions, func(v keystore.Version) bool { return v.SPKISHA256 == sum }) {
+		return nil
+	}
+	return p
+}
+
+// rotateCertified makes a new version of a key that the hierarchy has certified.
+func (u *use) rotateCertified(p *place) (*keystore.Key, error) {
+	done, err := u.makers.take(u.ctx, string(p.name))
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	if u.now, err = u.turn(); err != nil {
+		return nil, err
+	}
+	s, err := u.standing(p)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := u.makeVersion(s, &generation{asked: true}); err != nil {
+		return nil, err
+	}
+	key, err := u.store.Get(p.name)
+	if err != nil {
+		return nil, err
+	}
+	u.asOf(key, u.now)
+	return key, nil
 }
 
 // certifyVersion issues a certificate for a version that there is, which is then valid as long as that: until a time or, when that is

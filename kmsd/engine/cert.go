@@ -39,6 +39,9 @@ func (e *Engine) CertSelfSign(ctx context.Context, c *Caller, ref keyspec.Ref, s
 		a.usage, a.or = keyspec.Certify, ""
 	}
 	err = e.do(ctx, c, a, func(u *use) error {
+		if err := u.tick(u.ctx, u.store, u.now); err != nil {
+			return err
+		}
 		signer, err := u.signer()
 		if err != nil {
 			return err
@@ -65,6 +68,9 @@ func (e *Engine) CertIssue(ctx context.Context, c *Caller, issuer keyspec.Ref, r
 	err = e.do(ctx, c, a, func(u *use) error {
 		if (len(request) > 0) == (key.Name != "") {
 			return fmt.Errorf("%w: a certificate is issued for a request or for a key", ErrInput)
+		}
+		if err := u.tick(u.ctx, u.store, u.now); err != nil {
+			return err
 		}
 		stored, err := u.store.Public(keyspec.Ref{Name: u.key.Name, Version: u.version.Number})
 		if err != nil {

@@ -382,6 +382,7 @@ type generation struct {
 	protection keyspec.Protection // of a new key
 	escrow     keyspec.Escrow     // of a new resident module key
 	force      bool               // the validity of the version before ends now
+	asked      bool               // a version is made even if it does not outlive the one before
 	request    bool               // a request instead of a certificate
 }
 

@@ -412,6 +412,53 @@ func TestForce(t *testing.T) {
 	}
 }
 
+// TestRotateCertified: key_rotate of a key of the hierarchy makes a version with a certificate.
+func TestRotateCertified(t *testing.T) {
+	h := newHouse(t)
+	h.hierarchy()
+	first := h.base("REGISTRATION/x")
+	for _, name := range []keyspec.Name{"ROOT", "REGISTRATION", "REGISTRATION/x"} {
+		key, err := h.Rotate(t.Context(), h.app, name, time.Time{}, time.Time{}, false)
+		if err != nil || key.Current != 2 || key.Versions[0].State != keyspec.Deactivated {
+			t.Fatalf("%s: %+v, %v", name, key, err)
+		}
+		got := h.base(name)
+		h.checkChain(got)
+		if got.Made || got.Ref.Version != 2 || !key.Versions[1].Expires.Equal(got.Expires) {
+			t.Errorf("%+v", got)
+		}
+		_, err = h.Rotate(t.Context(), h.app, name, time.Time{}, h.clock.Now().Add(day), false)
+		want(t, "a period of one's own", err, ErrInput)
+	}
+	h.opens(first.Ref, encryptTo(t, first, "data"), "data")
+	// One that an outside authority has certified waits for that.
+	h.create("REGISTRATION/other", keyspec.ECDSAP256)
+	if _, err := h.CertSelfSign(t.Context(), h.app, keyspec.Ref{Name: "REGISTRATION/other"}, &pki.Subject{RawName: leaf(t, first).RawSubject}, &pki.Profile{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.Rotate(t.Context(), h.app, "REGISTRATION/other", time.Time{}, time.Time{}, false); err != nil {
+		t.Fatal(err)
+	}
+	if chain, err := h.CertGet(t.Context(), h.app, keyspec.Ref{Name: "REGISTRATION/other"}); err != nil || len(chain) != 0 {
+		t.Errorf("%d certificates, %v", len(chain), err)
+	}
+	// Without a certificate, and older than a base key gets: it is replaced, not certified.
+	h.create("REGISTRATION/old", keyspec.RSA2048, keyspec.Encrypt, keyspec.Decrypt)
+	h.clock.add(729 * day)
+	if _, err := h.Rotate(t.Context(), h.app, "REGISTRATION/old", time.Time{}, time.Time{}, false); err != nil {
+		t.Fatal(err)
+	}
+	h.clock.add(day)
+	if got := h.base("REGISTRATION/old"); got.Ref.Version != 2 || !got.Made {
+		t.Errorf("%+v", got)
+	}
+	h.clock.add(-day)
+	_, err := h.Rotate(t.Context(), h.app, "REGISTRATION/old", time.Time{}, time.Time{}, false)
+	want(t, "rotate with the clock set back", err, ErrClock)
+	_, err = h.CertSelfSign(t.Context(), h.app, keyspec.Ref{Name: "REGISTRATION/other"}, &pki.Subject{RawName: leaf(t, first).RawSubject}, &pki.Profile{})
+	want(t, "issue with the clock set back", err, ErrClock)
+}
+
 // TestKeyID: a kid does not change, and is the one of the vector in MOSIP's notation.
 func TestKeyID(t *testing.T) {
 	key := &keystore.Key{Name: "KERNEL/SIGN"}

@@ -371,11 +371,22 @@ func (u *use) trim(key *keystore.Key) {
 }
 
 // Rotate makes a new version the current one and deactivates the one before, in one commit. With notBefore in the future
-// the old version stays current until then. Zero expires means the default cryptoperiod.
+// the old version stays current until then. Zero expires means the default cryptoperiod. A key that the hierarchy has certified
+// gets the certificate of its new version in the same commit, and is rotated at once for the period of its application.
 func (e *Engine) Rotate(ctx context.Context, c *Caller, name keyspec.Name, notBefore, expires time.Time, noExpiry bool) (after *keystore.Key, err error) {
 	err = e.do(ctx, c, &act{op: "key_rotate", ref: keyspec.Ref{Name: name}}, func(u *use) error {
 		key, err := u.metadata(u.store, name, u.now)
 		if err != nil {
+			return err
+		}
+		if err := u.tick(u.ctx, u.store, u.now); err != nil {
+			return err
+		}
+		if p := u.certifiedPlace(key); p != nil {
+			if !notBefore.IsZero() || !expires.IsZero() || noExpiry {
+				return fmt.Errorf("%w: a key of the hierarchy is rotated at once, for the period of its application", ErrInput)
+			}
+			after, err = u.rotateCertified(p)
 			return err
 		}
 		// A rehearsal on a copy, before a second is spent on a search for primes.
