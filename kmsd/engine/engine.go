@@ -64,6 +64,7 @@ type Engine struct {
 	openings  turns
 	makers    turns // of keys of the hierarchy, by name
 	latest    latest
+	lists     listCache // revocation lists of others
 
 	counters counters
 	writers  stripes

@@ -20,6 +20,9 @@ func IsSelfSigned(c *x509.Certificate) bool {
 	return sameName(c.RawIssuer, c.RawSubject) && c.CheckSignature(c.SignatureAlgorithm, c.RawTBSCertificate, c.Signature) == nil
 }
 
+// HasWeakSignature reports whether c is signed with an algorithm on which nothing may rest: of SHA-1, MD5 or DSA.
+func HasWeakSignature(c *x509.Certificate) bool { return weakSignature(c.SignatureAlgorithm) }
+
 // AdmitCA returns what speaks, by itself, against a certificate of a CA: against its version, its dates (at least left must be left
 // at a time), its key and signature, and its being no CA. The path to a root is another matter, and for Trust.Verify. The index of
 // the reasons is 0.

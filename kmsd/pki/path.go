@@ -49,7 +49,7 @@ func (t *Trust) Verify(chain []*x509.Certificate, at time.Time) Verdict {
 		return Verdict{Reasons: []Reason{{0, Malformed, err.Error()}}}
 	}
 	s := search{Trust: t, at: at, links: maxLinks}
-	for _, c := range slices.Concat(t.Roots, chain[1:], t.Intermediates) {
+	for _, c := range slices.Concat(t.Roots, chain[1:], t.Intermediates, t.Removed) {
 		if !slices.ContainsFunc(s.pool, c.Equal) {
 			s.pool = append(s.pool, c)
 		}

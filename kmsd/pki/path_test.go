@@ -100,6 +100,7 @@ func TestVerify(t *testing.T) {
 		{"outside-constraints", list{outside, constrained}, Trust{Roots: list{rootA}}, "out C A", "0 name-not-allowed"},
 		{"removed-middle", list{leaf, middle}, Trust{Roots: list{rootA}, Removed: list{middle}}, "leaf M", "1 removed"},
 		{"removed-root", list{leaf, middle, rootA}, Trust{Roots: list{rootB}, Removed: list{rootA}}, "leaf M A", "2 removed"},
+		{"removed-and-not-sent", list{leaf}, Trust{Roots: list{rootB}, Intermediates: list{middle}, Removed: list{rootA}}, "leaf M A", "2 removed"},
 		{"removed-leaf", list{leaf, middle}, Trust{Roots: list{rootA}, Removed: list{leaf}}, "leaf", "0 removed"},
 		{"around-the-removed", list{leaf, old}, Trust{Roots: list{rootA}, Intermediates: list{middle}, Removed: list{old}}, "leaf M A", ""},
 		{"empty", nil, Trust{Roots: list{rootA}}, "", "0 malformed"},
