@@ -19,7 +19,7 @@ var (
 	bucketMaterial = []byte("material") // record id||version -> material record; id||0 the namespace wrapping key
 	bucketPublic   = []byte("public")   // record id||version -> public record
 	bucketDocument = []byte("document") // record id||0 -> document record
-	bucketAlias    = []byte("alias")    // HMAC of kind and value -> record id||version, MAC
+	bucketAlias    = []byte("alias")    // HMAC of kind and value -> (record id||version, MAC)...
 	bucketTable    = []byte("table")    // node id -> key table node
 	bucketOutbox   = []byte("outbox")   // sequence number -> outbox record
 	bucketRequest  = []byte("request")  // HMAC of a request key -> record id||version, time, MAC

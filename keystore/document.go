@@ -222,6 +222,9 @@ func (s *Store) documents(h *head, kind string, cursor recordKey, limit int) (li
 			switch {
 			case errors.Is(err, ErrNotFound): // deleted since h
 			case err != nil:
+				if !errors.Is(err, ErrDamaged) { // that is counted already
+					s.damaged.Add(1)
+				}
 				s.config.log().Warn("a document cannot be read", "error", err)
 				failure = err
 			case d.Kind == kind: // two kinds may share a range

@@ -217,13 +217,14 @@ func (s *Store) Alias(kind AliasKind, value []byte) (keyspec.Ref, error) {
 		if err != nil {
 			return err
 		}
-		if b == nil {
+		if len(b) == 0 {
 			return ErrNotFound
 		}
-		var target recordKey
-		if len(b) != len(target)+16 {
+		if len(b)%aliasSize != 0 {
 			return fmt.Errorf("%w: alias", ErrDamaged)
 		}
+		b = b[len(b)-aliasSize:] // the last one
+		var target recordKey
 		copy(target[:], b)
 		if want := s.alias(kind, value, target); !sameMAC(want.value, b) {
 			return fmt.Errorf("%w: an alias does not authenticate", ErrDamaged)

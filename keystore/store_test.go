@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	bolt "go.etcd.io/bbolt"
+
 	"github.com/kmsd-project/kmsd/keystore/keyspec"
 	"github.com/kmsd-project/kmsd/keystore/secmem"
 )
@@ -376,6 +378,89 @@ func TestAliasesFollowThePublicPart(t *testing.T) {
 	spki := sha256.Sum256(first.SPKI)
 	if ref, err := s.Alias(AliasSPKI, spki[:]); err != nil || ref.Name != "app/k" {
 		t.Errorf("%v %v", ref, err)
+	}
+}
+
+// Two keys may have the same public half and the same certificate. The one that was written last is found, and when it goes the other.
+func TestSharedAliasOutlivesOneOfItsKeys(t *testing.T) {
+	s := newStore(t)
+	public := testPublic("app/0", 1)
+	spki, thumb := sha256.Sum256(public.SPKI), sha256.Sum256(public.Chain[0])
+	values := map[AliasKind][]byte{AliasSPKI: spki[:], AliasThumbprint: thumb[:], AliasSSH: []byte("fingerprint")}
+	expect := func(want keyspec.Name) {
+		t.Helper()
+		for kind, value := range values {
+			ref, err := s.Alias(kind, value)
+			if want == "" && !errors.Is(err, ErrNotFound) || want != "" && (err != nil || ref.Name != want) {
+				t.Fatalf("%s: %v %v, want %q", kind, ref, err, want)
+			}
+		}
+		if report, err := s.Verify(t.Context(), nil); err != nil || len(report.Damaged) > 0 {
+			t.Fatalf("%+v %v", report, err)
+		}
+	}
+	for i := range 4 {
+		c := testKey(fmt.Sprint("app/", i), keyspec.Ed25519, 32)
+		c.Public[1] = public
+		c.Aliases = []Alias{{AliasSSH, []byte("fingerprint"), 1}}
+		mustApply(t, s, c)
+		expect(c.Key.Name)
+	}
+	destroy(t, s, "app/3", 1)
+	expect("app/2")
+	destroy(t, s, "app/1", 1)
+	expect("app/2")
+	// Renewed, one of them goes by both certificates, the other still by the first.
+	k, err := s.Get("app/2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustApply(t, s, Change{Key: k, Public: map[keyspec.Version]Public{1: {SPKI: public.SPKI, Chain: [][]byte{[]byte("renewed")}}}})
+	expect("app/2")
+	s = reopen(t, s)
+	destroy(t, s, "app/2", 1)
+	expect("app/0")
+	key := s.aliasKey(AliasSPKI, spki[:])
+	err = s.db.Update(func(tx *bolt.Tx) error { return tx.Bucket(bucketAlias).Put(key[:], make([]byte, aliasSize)) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Alias(AliasSPKI, spki[:]); !errors.Is(err, ErrDamaged) {
+		t.Fatal(err)
+	}
+	if report, err := s.Verify(t.Context(), nil); err != nil || len(report.Damaged) != 1 {
+		t.Fatalf("another's entry in its place: %+v %v", report, err)
+	}
+	for _, b := range [][]byte{{}, make([]byte, aliasSize-1)} {
+		if err := s.db.Update(func(tx *bolt.Tx) error { return tx.Bucket(bucketAlias).Put(key[:], b) }); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Alias(AliasSPKI, spki[:]); err == nil {
+			t.Fatalf("found by %d bytes", len(b))
+		}
+	}
+	destroy(t, s, "app/0", 1)
+	expect("")
+}
+
+func TestManyVersionsMayShareAnAlias(t *testing.T) {
+	s := newStore(t)
+	public := testPublic("app/0", 1)
+	spki := sha256.Sum256(public.SPKI)
+	for i := range maxSharing + 10 {
+		c := testKey(fmt.Sprint("app/", i), keyspec.Ed25519, 32)
+		c.Public[1] = public
+		mustApply(t, s, c)
+	}
+	place := s.aliasKey(AliasSPKI, spki[:])
+	if b, err := s.fetch(bucketAlias, place[:]); err != nil || len(b) != maxSharing*aliasSize {
+		t.Fatalf("%d bytes, %v", len(b), err)
+	}
+	if ref, err := s.Alias(AliasSPKI, spki[:]); err != nil || ref.Name != keyspec.Name(fmt.Sprint("app/", maxSharing+9)) {
+		t.Fatalf("%v %v", ref, err)
+	}
+	if report, err := s.Verify(t.Context(), nil); err != nil || len(report.Damaged) > 0 {
+		t.Fatalf("%+v %v", report, err)
 	}
 }
 

@@ -358,13 +358,15 @@ func (v *verification) version(h *head, x *entry) {
 	}
 }
 
-// aliases checks that nobody took the aliases of a version away. Who has one now is another matter.
+// aliases checks that nobody took the aliases of a version away. Whether it is found by them, or another that shares them, is another
+// matter.
 func (v *verification) aliases(ref keyspec.Ref, n *Version, public *Public) {
 	if n.State == keyspec.Destroyed {
 		return
 	}
 	for _, place := range slices.Concat(n.aliases, n.thumbprints, v.s.publicPlaces(public)) {
-		if b, err := v.s.fetch(bucketAlias, place[:]); err != nil || b == nil {
+		alias := v.s.aliasAt(place, v.id.at(n.Number))
+		if b, err := v.s.fetch(bucketAlias, place[:]); err != nil || !alias.sharesAlias(b) {
 			v.part.add(ref, "an alias is missing")
 		}
 	}

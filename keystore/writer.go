@@ -177,7 +177,7 @@ type transaction struct {
 	spoiled  error // the edit was left half done
 }
 
-// put writes value or, if that is nil, deletes the key; if was is not nil, only when the key has that value.
+// put writes value or, if that is nil, deletes the key. Of an alias it adds the entry value or, if that is nil, takes the entry was away.
 type put struct{ bucket, key, value, was []byte }
 
 func (s *Store) begin() *transaction {
@@ -297,10 +297,13 @@ func (t *transaction) commit() error {
 			}
 			for _, p := range t.puts {
 				b := tx.Bucket(p.bucket)
-				switch {
-				case p.value != nil:
-					err = b.Put(p.key, p.value)
-				case p.was == nil || bytes.Equal(p.was, b.Get(p.key)):
+				value := p.value
+				if bytes.Equal(p.bucket, bucketAlias) {
+					value = p.merged(b.Get(p.key))
+				}
+				if len(value) > 0 {
+					err = b.Put(p.key, value)
+				} else {
 					err = b.Delete(p.key)
 				}
 				if err != nil {
