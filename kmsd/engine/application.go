@@ -1,13 +1,10 @@
 package engine
 
 import (
-	"bytes"
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"slices"
 	"strings"
@@ -290,22 +287,10 @@ type storedApplication struct {
 	Application
 }
 
-func encodeApplication(a *Application) ([]byte, error) {
-	return json.Marshal(storedApplication{applicationFormat, *a})
-}
-
-func decodeApplication(b []byte) (*Application, error) {
+func decodeApplication(d *keystore.Document) (*Application, error) {
 	var stored storedApplication
-	d := json.NewDecoder(bytes.NewReader(b))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&stored); err != nil || d.Decode(&struct{}{}) != io.EOF {
-		if probe := (struct{ Format int }{}); json.Unmarshal(b, &probe) == nil && probe.Format > applicationFormat {
-			return nil, fmt.Errorf("%w: an application in format %d: use the release of kmsd that wrote it, or a later one", ErrUnsupported, probe.Format)
-		}
-		return nil, fmt.Errorf("%w: application", keystore.ErrDamaged)
-	}
-	if stored.Format != applicationFormat {
-		return nil, fmt.Errorf("%w: an application in format %d: use the release of kmsd that wrote it, or a later one", ErrUnsupported, stored.Format)
+	if err := decodeDocument(d, applicationFormat, &stored); err != nil {
+		return nil, err
 	}
 	stored.Stored = true
 	return &stored.Application, nil
@@ -317,33 +302,21 @@ func (u *use) applications() (map[string]*Application, error) {
 	for _, a := range builtin() {
 		all[a.Name] = &a
 	}
-	var after []byte
-	for {
-		page, next, err := u.store.Documents(kindApplication, after, MaxPage)
-		if err != nil {
-			return nil, err
-		}
-		for _, d := range page {
-			a, err := decodeApplication(d.Data)
-			if err != nil {
-				return nil, fmt.Errorf("application %s: %w", d.Name, err)
-			}
+	err := u.allDocuments(kindApplication, func(d *keystore.Document) error {
+		a, err := decodeApplication(d)
+		if err == nil {
 			all[a.Name] = a
 		}
-		if after = next; after == nil {
-			return all, nil
-		}
-	}
+		return err
+	})
+	return all, err
 }
 
 // stored returns an application as it is set, or as it is built in, and its revision. It is nil when there is none.
 func (u *use) stored(name string) (*Application, uint64, error) {
 	d, err := u.store.Document(kindApplication, name)
 	if err == nil {
-		a, err := decodeApplication(d.Data)
-		if err != nil {
-			err = fmt.Errorf("application %s: %w", name, err)
-		}
+		a, err := decodeApplication(&d)
 		return a, d.Revision, err
 	}
 	if !errors.Is(err, keystore.ErrNotFound) {
@@ -445,11 +418,15 @@ func (e *Engine) SetApplication(ctx context.Context, c *Caller, a *Application) 
 		if err := resolved.check(); err != nil {
 			return err
 		}
-		data, err := encodeApplication(a)
+		_, revision, err := u.stored(a.Name)
 		if err != nil {
 			return err
 		}
-		if err := u.putDocument(kindApplication, a.Name, data); err != nil {
+		change, err := document(kindApplication, a.Name, revision, storedApplication{applicationFormat, *a}, false)
+		if err != nil {
+			return err
+		}
+		if err := u.commit(keystore.Commit{Documents: []keystore.DocumentChange{change}}); err != nil {
 			return err
 		}
 		resolved.Stored, after = true, &resolved
@@ -459,14 +436,4 @@ func (e *Engine) SetApplication(ctx context.Context, c *Caller, a *Application) 
 		return nil, err
 	}
 	return after, nil
-}
-
-// putDocument writes a document, whether it is there or not.
-func (u *use) putDocument(kind, name string, data []byte) error {
-	old, err := u.store.Document(kind, name)
-	if err != nil && !errors.Is(err, keystore.ErrNotFound) {
-		return err
-	}
-	d := keystore.DocumentChange{Document: keystore.Document{Kind: kind, Name: name, Data: data, Revision: old.Revision}}
-	return u.commit(keystore.Commit{Documents: []keystore.DocumentChange{d}})
 }

@@ -151,14 +151,15 @@ func TestApplicationRefusals(t *testing.T) {
 // TestApplicationDocument: what is kept is strict, so that nothing is lost that a later release wrote.
 func TestApplicationDocument(t *testing.T) {
 	a := &Application{Name: "A", Days: 3, Inactive: true, Subject: DN{O: "Ü"}, SANs: map[string][]string{"": {"dns:a.example"}}, References: []Reference{{Name: "SIGN"}}}
-	data, err := encodeApplication(a)
+	change, err := document(kindApplication, a.Name, 0, storedApplication{applicationFormat, *a}, false)
 	if err != nil {
 		t.Fatal(err)
 	}
+	data := change.Data
 	if string(data) != `{"format":1,"name":"A","days":3,"subject":{"o":"Ü"},"sans":{"":["dns:a.example"]},"references":[{"name":"SIGN"}],"inactive":true}` {
 		t.Errorf("%s", data)
 	}
-	again, err := decodeApplication(data)
+	again, err := decodeApplication(&keystore.Document{Data: data})
 	if err != nil || !again.Stored || again.Subject != a.Subject || again.Days != 3 || again.Active() {
 		t.Errorf("%+v, %v", again, err)
 	}
@@ -166,7 +167,7 @@ func TestApplicationDocument(t *testing.T) {
 		`{"format":2,"name":"A","new":1}`: ErrUnsupported, `{"format":2,"name":"A"}`: ErrUnsupported, `{"name":"A"}`: ErrUnsupported,
 		`{"format":1,"name":"A","new":1}`: keystore.ErrDamaged, `{"format":1,"name":"A"}{}`: keystore.ErrDamaged, `[]`: keystore.ErrDamaged, ``: keystore.ErrDamaged,
 	} {
-		_, err := decodeApplication([]byte(text))
+		_, err := decodeApplication(&keystore.Document{Data: []byte(text)})
 		want(t, text, err, target)
 	}
 }
@@ -176,15 +177,15 @@ func FuzzApplication(f *testing.F) {
 	f.Add([]byte(`{"format":1,"name":"A","days":3,"subject":{"o":"x"},"sans":{"":["dns:a.example"]},"references":[{"name":"SIGN"}]}`))
 	f.Add([]byte(`{"format":1,"name":"ROOT","profile":"mosip-deployed"}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		a, err := decodeApplication(data)
+		a, err := decodeApplication(&keystore.Document{Data: data})
 		if err != nil {
 			return
 		}
-		one, err := encodeApplication(a)
+		one, err := json.Marshal(storedApplication{applicationFormat, *a})
 		if err != nil {
 			t.Fatal(err)
 		}
-		b, err := decodeApplication(one)
+		b, err := decodeApplication(&keystore.Document{Data: one})
 		if err != nil {
 			t.Fatal(err)
 		}

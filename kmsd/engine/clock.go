@@ -2,7 +2,6 @@ package engine
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"sync"
@@ -59,17 +58,16 @@ func (l *latest) load(s *keystore.Store) error {
 		return err
 	}
 	var stored storedClock
-	if err := json.Unmarshal(d.Data, &stored); err != nil || stored.Format != clockFormat {
-		return fmt.Errorf("%w: clock", keystore.ErrDamaged)
+	if err := decodeDocument(&d, clockFormat, &stored); err != nil {
+		return err
 	}
 	l.store, l.written, l.revision, l.seen = s, stored.Latest, d.Revision, stored.Latest
 	return nil
 }
 
 // change returns the document for a time.
-func (l *latest) change(now time.Time) (keystore.DocumentChange, error) {
-	data, err := json.Marshal(storedClock{clockFormat, now.UTC().Truncate(time.Second)})
-	return keystore.DocumentChange{Document: keystore.Document{Kind: kindClock, Name: clockName, Data: data, Revision: l.revision}}, err
+func (l *latest) change(now time.Time, bump bool) (keystore.DocumentChange, error) {
+	return document(kindClock, clockName, l.revision, storedClock{clockFormat, now.UTC().Truncate(time.Second)}, bump)
 }
 
 // tick takes note of the time, in the store as well when what is written there is older than clockGrain. It returns ErrClock if the
@@ -93,7 +91,7 @@ func (e *Engine) tick(ctx context.Context, s *keystore.Store, now time.Time) err
 	if now.Sub(l.written) < clockGrain {
 		return nil
 	}
-	change, err := l.change(now)
+	change, err := l.change(now, false)
 	if err != nil {
 		return err
 	}
@@ -134,11 +132,10 @@ func (e *Engine) ClockAccept(ctx context.Context, c *Caller) error {
 			return err
 		}
 		u.detail = fmt.Sprintf("%s instead of %s", u.now.UTC().Format(time.RFC3339), l.seen.UTC().Format(time.RFC3339))
-		change, err := l.change(u.now)
+		change, err := l.change(u.now, true) // an older copy of the store would undo it
 		if err != nil {
 			return err
 		}
-		change.Bump = true // an older copy of the store would undo it
 		err = l.put(u.ctx, keystore.Commit{Documents: []keystore.DocumentChange{change}}, u.now, func(_ context.Context, c keystore.Commit) error { return u.commit(c) })
 		if err == nil {
 			l.seen = u.now

@@ -1,14 +1,11 @@
 package engine
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"time"
 
 	"github.com/kmsd-project/kmsd/keystore"
@@ -79,50 +76,8 @@ func fingerprint(der []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// decodeTrust decodes a document strictly into v, which has the format trustFormat. Errors wrap keystore.ErrDamaged or ErrUnsupported.
-func decodeTrust(d *keystore.Document, v any) error {
-	var probe struct {
-		Format int `json:"format"`
-	}
-	if err := json.Unmarshal(d.Data, &probe); err == nil && probe.Format != trustFormat {
-		return fmt.Errorf("%w: document %s/%s in format %d: use the release of kmsd that wrote it, or a later one", ErrUnsupported, d.Kind, d.Name, probe.Format)
-	}
-	decoder := json.NewDecoder(bytes.NewReader(d.Data))
-	decoder.DisallowUnknownFields()
-	if err := decoder.Decode(v); err != nil || decoder.Decode(&struct{}{}) != io.EOF {
-		return fmt.Errorf("%w: document %s/%s", keystore.ErrDamaged, d.Kind, d.Name)
-	}
-	return nil
-}
-
-// document makes the change that writes v under a name, based on a revision, 0 to create it.
-func document(kind, name string, revision uint64, v any, bump bool) (keystore.DocumentChange, error) {
-	data, err := json.Marshal(v)
-	if err != nil {
-		return keystore.DocumentChange{}, fmt.Errorf("%w: document %s/%s: %w", ErrInternal, kind, name, err)
-	}
-	return keystore.DocumentChange{Document: keystore.Document{Kind: kind, Name: name, Data: data, Revision: revision}, Bump: bump}, nil
-}
-
-// allDocuments calls f with every document of a kind.
-//
-// Invariant: a document that cannot be read ends it with an error: what is not in the list may be a revocation.
-func (u *use) allDocuments(kind string, f func(*keystore.Document) error) error {
-	for after := []byte(nil); ; {
-		page, next, err := u.store.Documents(kind, after, MaxPage)
-		if err != nil {
-			return err
-		}
-		for i := range page {
-			if err := f(&page[i]); err != nil {
-				return err
-			}
-		}
-		if after = next; after == nil {
-			return nil
-		}
-	}
-}
+// decodeTrust is decodeDocument for the documents of this file.
+func decodeTrust(d *keystore.Document, v any) error { return decodeDocument(d, trustFormat, v) }
 
 // Revocation is a certificate of ours that was revoked.
 type Revocation struct {
