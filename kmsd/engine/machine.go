@@ -233,6 +233,14 @@ func taken(err error) error {
 	return &Remedied{err, "adopt under another name (kmsctl machine adopt --name OTHER), or give this identity up (kmsctl machine release)"}
 }
 
+// allThere reports whether the store has every half as it was to be committed: somebody else has committed it.
+func (u *use) allThere(list []*half) bool {
+	return !slices.ContainsFunc(list, func(h *half) bool {
+		spki, ok := h.exists(u)
+		return !ok || !bytes.Equal(spki, h.spki)
+	})
+}
+
 // exists reports whether the version of h is in the store already.
 func (h *half) exists(u *use) (spki []byte, ok bool) {
 	p, err := u.store.Public(keyspec.Ref{Name: h.name, Version: h.number})
@@ -376,7 +384,12 @@ func (u *use) commitMachine(n *NewMachine, list []*half) (bool, error) {
 		u.detail = "adopted before"
 		return false, nil
 	}
-	return true, u.commit(keystore.Commit{Changes: changes})
+	err := u.commit(keystore.Commit{Changes: changes})
+	if (errors.Is(err, keystore.ErrExists) || errors.Is(err, keystore.ErrConflict)) && u.allThere(list) {
+		u.detail = "adopted meanwhile"
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // identity returns the public part of a machine's key as the server has it, and its key index.
