@@ -137,7 +137,7 @@ func (a *app) examine(ctx context.Context, selfTest bool) (findings []finding, f
 		add("note", "backup", "no escrow recipient: backups are for the recipients of each backup alone", "")
 	}
 	if s.ErasurePending > 0 {
-		add("note", "erasure", fmt.Sprintf("%d destroyed versions wait for the next epoch", s.ErasurePending), "kmsctl store rotate-epoch")
+		add("note", "erasure", fmt.Sprintf("%d destroyed versions and deleted documents wait for the next epoch", s.ErasurePending), "kmsctl store rotate-epoch")
 	}
 	if s.Panics > 0 {
 		add("problem", "defects", fmt.Sprintf("%d operations hit a defect of kmsd", s.Panics), "look into the log of kmsd and report it")

@@ -41,7 +41,7 @@ func writeStatus(w io.Writer, s *proto.Status) {
 	if s.State != "uninitialised" {
 		erasure := ""
 		if s.ErasurePending > 0 {
-			erasure = number(s.ErasurePending) + " destroyed versions wait for the next epoch (kmsctl store rotate-epoch)"
+			erasure = number(s.ErasurePending) + " destroyed versions and deleted documents wait for the next epoch (kmsctl store rotate-epoch)"
 		}
 		pairs = append(pairs, "Store", s.StoreID, "Instance", s.InstanceID, "Epoch", number(s.Epoch), "Keys", number(s.Keys),
 			"Erasure pending", erasure, "Rollback", s.Rollback, "Pin", s.StorePin, "Escrow", strings.Join(s.Escrow, ", "))

@@ -58,7 +58,7 @@ func handleStoreVerify(c *call) (proto.Message, error) {
 	}
 	reply := &proto.ProgressReply{
 		Records: report.Versions, Epoch: uint64(s.Info().Epoch),
-		Messages: []string{fmt.Sprintf("%d keys, %d versions, %d orphans", report.Keys, report.Versions, report.Orphans)},
+		Messages: []string{fmt.Sprintf("%d keys, %d versions, %d documents, %d orphans", report.Keys, report.Versions, report.Documents, report.Orphans)},
 	}
 	if report.Unopened > 0 {
 		reply.Messages = append(reply.Messages, fmt.Sprintf("%d versions of closed namespaces could be checked from outside only", report.Unopened))

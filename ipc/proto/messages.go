@@ -64,7 +64,7 @@ type Status struct {
 	InstanceID       string // hexadecimal
 	Epoch            uint64
 	Keys             uint64
-	ErasurePending   uint64 // destroyed versions whose bytes wait for the next epoch
+	ErasurePending   uint64 // destroyed versions and deleted documents whose bytes wait for the next epoch
 	Rollback         string // "not detectable" or what detects it
 	MemoryProtection string // full or partial
 	Warnings         []string

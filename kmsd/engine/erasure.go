@@ -30,7 +30,7 @@ type erasure struct {
 	begun bool            // there was a look before, so that what is pending now is of this run
 }
 
-// plan returns when the destroyed versions of s are to be erased, the zero time if there are none.
+// plan returns when what was destroyed or deleted in s is to be erased, the zero time if there are none.
 func (x *erasure) plan(s *keystore.Store, now time.Time) time.Time {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -68,7 +68,7 @@ func (e *Engine) erase(ctx context.Context, s *keystore.Store) (time.Time, error
 		return due, nil
 	}
 	pending := s.Info().ErasurePending
-	if err := e.noteDurable(ctx, "epoch_rotate", "begun", fmt.Sprintf("%d destroyed versions are to be erased", pending)); err != nil {
+	if err := e.noteDurable(ctx, "epoch_rotate", "begun", fmt.Sprintf("%d destroyed versions and deleted documents are to be erased", pending)); err != nil {
 		return due, err
 	}
 	code, err := "ok", s.RotateEpoch(ctx, nil)
