@@ -33,6 +33,7 @@ var law = map[string][]string{
 	"client/pkix":       {"golang.org/x/crypto/cryptobyte", "golang.org/x/crypto/cryptobyte/asn1", "github.com/decred/dcrd/dcrec/secp256k1/v4"},
 	"client/ciphertext": {"keystore/keyspec", "golang.org/x/crypto/chacha20poly1305"},
 	"client/jose":       {"client/pkix"},
+	"client/cms":        {"client/pkix", "golang.org/x/crypto/cryptobyte", "golang.org/x/crypto/cryptobyte/asn1"},
 	"client/cose":       {"client/jose", "github.com/fxamacker/cbor/v2"},
 	"client/packet":     {"keystore/keyspec", "client/ciphertext", "client/pkix", "golang.org/x/crypto/argon2", "golang.org/x/crypto/cryptobyte", "golang.org/x/crypto/cryptobyte/asn1"},
 
@@ -76,7 +77,7 @@ var law = map[string][]string{
 	// The library and the tool of the outside.
 	"client":        {"client/ciphertext", "client/cose", "client/jose", "client/packet", "client/pkix", "ipc/proto", "keystore/keyspec", "golang.org/x/crypto/ssh"},
 	"kmsctl/keymap": {"keystore/keyspec"},
-	"kmsctl": {"kmsctl/keymap", "client", "client/ciphertext", "client/cose", "client/jose", "client/packet", "client/pkix", "ipc/proto", "keystore/keyspec",
+	"kmsctl": {"kmsctl/keymap", "client", "client/ciphertext", "client/cms", "client/cose", "client/jose", "client/packet", "client/pkix", "ipc/proto", "keystore/keyspec",
 		"keystore", "keystore/secmem", "enclave", "enclave/recovery", "policy", "kmsd/audit", // without a daemon: verify, restore
 		"kmsd/pki", "github.com/pelletier/go-toml/v2", // certificates of every kind and PKCS #7 in files; lists of keys to make
 		"filippo.io/age", "github.com/spf13/cobra", "golang.org/x/crypto/ssh", "golang.org/x/sys/unix", "golang.org/x/term"},
@@ -88,10 +89,10 @@ var law = map[string][]string{
 }
 
 // examples under docs may import what an application may.
-var example = []string{"client", "client/ciphertext", "client/packet", "client/pkix", "ipc/proto", "keystore/keyspec"}
+var example = []string{"client", "client/ciphertext", "client/cms", "client/packet", "client/pkix", "ipc/proto", "keystore/keyspec"}
 
 // pure packages do no I/O: they get bytes and give bytes.
-var pure = []string{"kmsctl/mosipdb", "kmsctl/pkcs12", "keystore/keyspec", "ipc/proto", "policy", "kmsd/mechanism", "kmsd/pki", "client/packet", "client/pkix", "client/jose", "client/cose", "client/ciphertext", "enclave", "enclave/recovery"}
+var pure = []string{"kmsctl/mosipdb", "kmsctl/pkcs12", "keystore/keyspec", "ipc/proto", "policy", "kmsd/mechanism", "kmsd/pki", "client/packet", "client/pkix", "client/jose", "client/cose", "client/cms", "client/ciphertext", "enclave", "enclave/recovery"}
 
 // impure are the packages of the standard library that do I/O.
 var impure = []string{"os", "os/exec", "os/signal", "os/user", "net", "syscall", "io/ioutil", "log", "plugin"}
