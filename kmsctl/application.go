@@ -276,6 +276,13 @@ func (f *holderFlags) register(c *cobra.Command) {
 
 func (f *holderFlags) given() bool { return f.name != client.DN{} || len(f.sans) > 0 }
 
+// unheard says so when what was given did not count, because the certificate was there already.
+func (f *holderFlags) unheard(a *app, k *client.CertifiedKey) {
+	if f.given() && !k.Made && len(k.Request) == 0 {
+		a.say("note: %s was there already; the name of its holder stays as it is", k.Ref)
+	}
+}
+
 func (f *holderFlags) holder() client.Holder { return client.Holder{Name: f.name, AltNames: f.sans} }
 
 func newAppSet(a *app) *cobra.Command {

@@ -195,6 +195,9 @@ With --subject the request is for any other key that can sign, and names nobody 
 				return err
 			}
 			k, err := a.current(c.Context(), args[0], holder.holder(), true)
+			if errors.Is(err, client.ErrNotAvailable) {
+				return withHint(err, "kmsctl app set %s adds the application; for a key outside of the hierarchy give --subject DN", keyspec.Name(args[0]).Namespace())
+			}
 			if err != nil {
 				return err
 			}
@@ -243,6 +246,7 @@ there is not made: that is "kmsctl master generate". Whoever asks at the same ti
 			if err != nil {
 				return err
 			}
+			holder.unheard(a, k)
 			return out.certified(a, c, k)
 		},
 	}), proto.OpCertCurrent)
@@ -396,10 +400,13 @@ a file. The result is the chain, leaf first.`,
 func (a *app) chain(ctx context.Context, key string) ([][]byte, error) {
 	var r proto.CertChain
 	if err := a.call(ctx, proto.OpCertGet, &proto.KeyRef{Key: key}, &r); err != nil {
+		if errors.Is(err, client.ErrNotAvailable) {
+			err = withHint(err, "the key does not exist or you have no grant for it: kmsctl key list, kmsctl whoami; kmsctl cert get %s makes it if it is one of an application", key)
+		}
 		return nil, err
 	}
 	if len(r.Chain) == 0 {
-		return nil, withHint(fmt.Errorf("%s has no certificate", key), "kmsctl cert self-sign %[1]s where the key signs, else kmsctl cert issue %[1]s --issuer CA, or kmsctl cert attach %[1]s; symmetric keys have none", key)
+		return nil, withHint(fmt.Errorf("%s has no certificate", key), "kmsctl cert self-sign %[1]s where the key signs, kmsctl cert get %[1]s for a key of an application, else kmsctl cert issue %[1]s --issuer CA, or kmsctl cert attach %[1]s; symmetric keys have none", key)
 	}
 	return r.Chain, nil
 }

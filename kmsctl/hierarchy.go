@@ -188,7 +188,7 @@ func newHierarchyGenerate(a *app) *cobra.Command {
 		Short: "Make the missing keys of all applications",
 		Long: `Make the keys of a deployment that are missing, and replace those that expire soon: the root key first, then module keys, sign keys,
 base keys and AES keys. What is there stays, so that this may be repeated, and goes on after a failure: the result says what was made, what was
-there and what failed, and the exit code is 1 if anything did.
+there and what failed, and the exit code is 1 if anything did. What would fail for all the rest too, such as a locked keystore, ends it.
 
 --config names a file with the keys; packaging/mosip-keys.toml, installed as an example, has MOSIP's. Without it the keys are made that
 the applications of kmsd name ("kmsctl app list").`,
@@ -203,8 +203,7 @@ the applications of kmsd name ("kmsctl app list").`,
 			}
 			g := generator{app: a, total: len(keys), dryRun: dryRun}
 			for _, k := range keys {
-				g.one(c.Context(), k)
-				if c.Context().Err() != nil {
+				if g.stopped = g.one(c.Context(), k); g.stopped != nil {
 					break
 				}
 			}
@@ -265,15 +264,23 @@ type generator struct {
 	done   []madeView
 	failed map[string]bool // names of keys that are not there now
 	known  map[string]*client.Application
+
+	stopped error // why the rest was not tried
 }
 
-// one makes one key and says what became of it.
-func (g *generator) one(ctx context.Context, k listedKey) {
+// one makes one key and says what became of it. It returns an error that would hit all others too.
+func (g *generator) one(ctx context.Context, k listedKey) error {
 	v := madeView{Name: k.name, Kind: k.kind}
+	var stop error
 	if need := g.missing(k); need != "" {
 		v.Outcome, v.Error = outcomeSkipped, need+" is not there"
 	} else if err := g.make(ctx, k, &v); err != nil {
 		v.Outcome, v.Error, v.Hint = outcomeFailed, err.Error(), hintFor(err)
+		for _, general := range []error{client.ErrUnreachable, client.ErrLocked, client.ErrUninitialised, client.ErrUnknownOp, client.ErrClock, client.ErrStorage, context.Canceled} {
+			if errors.Is(err, general) {
+				stop = err
+			}
+		}
 	}
 	if v.Error != "" {
 		if g.failed == nil {
@@ -285,6 +292,7 @@ func (g *generator) one(ctx context.Context, k listedKey) {
 	if !g.app.json {
 		fmt.Fprintf(g.app.stdout, "%-10s  %s\n", v.Outcome, printable(v.text()))
 	}
+	return stop
 }
 
 // text describes the outcome on one line.
@@ -426,6 +434,9 @@ func (g *generator) report() error {
 		g.app.say("%d would be made, %d are there", count(outcomeWould), count(outcomeCurrent))
 	default:
 		g.app.say("%d made, %d were there, %d failed", count(outcomeMade), count(outcomeCurrent), bad)
+	}
+	if g.stopped != nil {
+		return g.stopped
 	}
 	if bad > 0 {
 		return withHint(fmt.Errorf("%d of %d keys are missing", bad, g.total), "mend what failed and repeat the command: what is there stays")

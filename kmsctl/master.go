@@ -61,6 +61,7 @@ holder is that of the application (kmsctl app show) where no flag says otherwise
 			if err != nil {
 				return err
 			}
+			holder.unheard(a, k)
 			return out.certified(a, c, k)
 		},
 	}, proto.OpMasterGenerate)
