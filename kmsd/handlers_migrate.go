@@ -20,8 +20,10 @@ func handleKeyMigrate(c *call) (proto.Message, error) {
 	if m.Name, err = keyspec.ParseName(in.Name); err != nil {
 		return nil, err
 	}
-	if m.Algorithm, err = keyspec.ParseAlgorithm(in.Algorithm); err != nil {
-		return nil, err
+	if in.Algorithm != "" {
+		if m.Algorithm, err = keyspec.ParseAlgorithm(in.Algorithm); err != nil {
+			return nil, err
+		}
 	}
 	if len(in.Token) > 0 {
 		if len(in.Token) != len(engine.ImportToken{}) {

@@ -6,7 +6,7 @@ import "github.com/kmsd-project/kmsd/keystore/keyspec"
 // again it finds what is there. A request may be a data frame.
 type KeyMigrate struct {
 	Name        string
-	Algorithm   string
+	Algorithm   string       // empty: that of the certificates, or aes-256-gcm without any
 	Protection  string       // software when empty, or hsm: the key is in the device already and stays there
 	Escrow      string       // of a module key in a device: recipients or none
 	Token       []byte       // of key_import_begin, when generations are sealed

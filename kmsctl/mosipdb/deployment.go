@@ -544,3 +544,22 @@ func (d *Deployment) Broken() int {
 	}
 	return n
 }
+
+// Resident returns entries for the keys whose private half is neither in key_store nor in a file, but in a device: those whose certificate
+// is among these, by their thumbprint in key_alias.
+func (r *Reader) Resident(certificates [][]byte) []Entry {
+	by := make(map[string][]byte, len(certificates))
+	for _, der := range certificates {
+		by[packet.ThumbprintText(sha256.Sum256(der))] = der
+	}
+	var list []Entry
+	for _, a := range r.aliases {
+		if r.stored[a.id] != nil {
+			continue
+		}
+		if der := by[a.thumbprint]; der != nil {
+			list = append(list, Entry{Alias: a.id, Certificate: der})
+		}
+	}
+	return list
+}

@@ -3,6 +3,7 @@ package pkcs12
 import (
 	"bufio"
 	"bytes"
+	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
@@ -118,7 +119,7 @@ func TestOpenSSL(t *testing.T) {
 			if err != nil {
 				t.Fatalf("%s: %v", name, err)
 			}
-			if p, ok := private.(interface{ Public() any }); ok && p.Public() != certificate.PublicKey {
+			if p, ok := private.(*rsa.PrivateKey); !ok || !p.PublicKey.Equal(certificate.PublicKey) {
 				t.Errorf("%s: key and certificate do not belong together", name)
 			}
 		}

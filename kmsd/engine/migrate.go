@@ -54,7 +54,7 @@ func (g *Generation) foreign() bool {
 // Migration is one key with all its generations, the oldest first.
 type Migration struct {
 	Name        keyspec.Name
-	Algorithm   keyspec.Algorithm
+	Algorithm   keyspec.Algorithm  // empty: that of the certificates, or aes-256-gcm without any
 	Protection  keyspec.Protection // empty: software
 	Escrow      keyspec.Escrow     // of a module key in a device
 	Token       *ImportToken       // of ImportBegin, when generations are sealed; it is spent whatever comes of it
@@ -179,6 +179,16 @@ func (u *use) checkGenerations(m *Migration) error {
 	if len(m.Generations) == 0 || len(m.Generations) > keyspec.MaxVersions {
 		return fmt.Errorf("%w: 1 to %d generations", ErrInput, keyspec.MaxVersions)
 	}
+	if m.Algorithm == "" {
+		m.Algorithm = keyspec.AES256GCM
+		if der := m.Generations[0].Certificate; len(der) > 0 {
+			c, err := pki.ParseCertificate(der)
+			if err != nil {
+				return err
+			}
+			m.Algorithm = algorithmOf(c.PublicKey)
+		}
+	}
 	row, err := mechanism.Lookup(m.Algorithm)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrInput, err)
@@ -228,7 +238,7 @@ func (u *use) checkGenerations(m *Migration) error {
 		if err != nil {
 			return bad("%v", err)
 		}
-		if AlgorithmOf(public) != m.Algorithm {
+		if algorithmOf(public) != m.Algorithm {
 			return bad("its certificate is not of a %s key", m.Algorithm)
 		}
 		g.Certificate = c.Raw
@@ -241,8 +251,8 @@ func (u *use) checkGenerations(m *Migration) error {
 	return nil
 }
 
-// AlgorithmOf returns the algorithm of keys with this public half that MOSIP has certificates of, or nothing.
-func AlgorithmOf(public crypto.PublicKey) keyspec.Algorithm {
+// algorithmOf returns the algorithm of keys with this public half that MOSIP has certificates of, or nothing.
+func algorithmOf(public crypto.PublicKey) keyspec.Algorithm {
 	switch key := public.(type) {
 	case *rsa.PublicKey:
 		return keyspec.Algorithm(fmt.Sprintf("rsa-%d", key.N.BitLen()))
