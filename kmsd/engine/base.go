@@ -50,8 +50,16 @@ func (u *use) currentCertificate(name keyspec.Name, h *Holder) (*Certified, erro
 	if s.usable && !s.due {
 		return s.answer(u)
 	}
-	done, err := u.makers.take(u.ctx, string(name))
-	if err != nil {
+	var done func()
+	if s.usable { // then nobody has to wait for somebody else's replacement, or for a device that failed a moment ago
+		failed, tried := u.unreplaced.peek(name)
+		if done = u.makers.try(string(name)); done == nil || tried && u.now.Sub(failed).Abs() < retryReplacement {
+			if done != nil {
+				done()
+			}
+			return s.answer(u)
+		}
+	} else if done, err = u.makers.take(u.ctx, string(name)); err != nil {
 		return nil, err
 	}
 	defer done()
@@ -69,10 +77,14 @@ func (u *use) currentCertificate(name keyspec.Name, h *Holder) (*Certified, erro
 	if err == nil || !s.usable || u.ctx.Err() != nil {
 		return out, err
 	}
+	u.unreplaced.put(name, u.now, u.now, func() bool { return true })
 	u.detail = "not replaced though due: " + err.Error()
 	u.log.Warn("a key that is due was not replaced", "key", name, "error", err)
 	return s.answer(u)
 }
+
+// retryReplacement is how long after a failure to replace a key that is still good the next attempt is made at the earliest.
+const retryReplacement = time.Minute
 
 // turn is called when the turn of a name has come: time has passed, and the keystore may have been locked.
 func (u *use) turn() (time.Time, error) {
@@ -152,7 +164,7 @@ func (u *use) makeVersion(s *standing, g *generation) (out *Certified, err error
 		}
 	}
 	// A new version that would not outlive the one that there is brings nothing: its issuer is what has to be replaced.
-	if s.usable && !g.force && !g.asked && !g.expires(u.now).After(s.version.Expires) {
+	if s.usable && !g.force && !g.asked && !g.expires(u.now).After(s.until) {
 		return s.answer(u)
 	}
 	return u.makeGeneration(g)

@@ -57,14 +57,17 @@ type Engine struct {
 	publics *lru[keyspec.Ref, crypto.PublicKey]
 	idle    time.Duration
 
-	devices   Devices
-	gates     gates
-	residents *lru[keyspec.Ref, *loaded]
-	spaces    namespaces
-	openings  turns
-	makers    turns // of keys of the hierarchy, by name
-	latest    latest
-	lists     listCache // revocation lists of others
+	devices    Devices
+	gates      gates
+	residents  *lru[keyspec.Ref, *loaded]
+	spaces     namespaces
+	openings   turns
+	makers     turns                         // of keys of the hierarchy, by name
+	unreplaced *lru[keyspec.Name, time.Time] // keys that are due, and when replacing them failed
+	latest     latest
+	lists      listCache // revocation lists of others
+	own        ownLists  // revocation lists of our own
+	events     events
 
 	counters counters
 	writers  stripes
@@ -111,6 +114,7 @@ func New(c Config) *Engine {
 	e.secrets = newLRU[keyspec.Ref, *mechanism.Key](size)
 	e.publics = newLRU[keyspec.Ref, crypto.PublicKey](size)
 	e.residents = newLRU[keyspec.Ref, *loaded](size)
+	e.unreplaced = newLRU[keyspec.Name, time.Time](size)
 	e.store.Store(c.Store)
 	e.policy.Store(c.Policy)
 	return e

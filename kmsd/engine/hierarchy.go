@@ -157,6 +157,7 @@ type standing struct {
 	key     *keystore.Key     // shared: must not be changed; nil when there is none
 	version *keystore.Version // the current one
 	public  keystore.Public   // of version
+	until   time.Time         // when version or its certificate expires, whichever comes first; zero: never
 	usable  bool              // active, and certified unless it is a symmetric key
 	due     bool              // for replacement
 }
@@ -178,16 +179,26 @@ func (u *use) standing(p *place) (*standing, error) {
 	if s.public, err = u.store.Public(keyspec.Ref{Name: key.Name, Version: s.version.Number}); err != nil {
 		return nil, err
 	}
-	active := stateAt(key, s.version, u.now) == keyspec.Active && s.version.DestroyAt.IsZero()
+	s.until = s.version.Expires
+	if len(s.public.Chain) > 0 {
+		c, err := pki.ParseCertificate(s.public.Chain[0])
+		if err != nil {
+			return nil, err
+		}
+		if s.until.IsZero() || c.NotAfter.Before(s.until) {
+			s.until = c.NotAfter
+		}
+	}
+	active := stateAt(key, s.version, u.now) == keyspec.Active && s.version.DestroyAt.IsZero() && (s.until.IsZero() || u.now.Before(s.until))
 	s.usable = active && (len(s.public.Chain) > 0 || len(s.public.SPKI) == 0)
-	s.due = !active || !s.version.Expires.IsZero() && !u.now.Before(s.renewal())
+	s.due = !active || !s.until.IsZero() && !u.now.Before(s.renewal())
 	return s, nil
 }
 
 // renewal is when the current version is due for replacement: its expiry less the pre-expire days, or less where the issuer has cut its
 // validity short.
 func (s *standing) renewal() time.Time {
-	return s.version.Expires.Add(-fitting(days(s.place.pre), s.version.Expires.Sub(s.version.NotBefore)))
+	return s.until.Add(-fitting(days(s.place.pre), s.until.Sub(s.version.NotBefore)))
 }
 
 func days(n int) time.Duration { return time.Duration(n) * 24 * time.Hour }
@@ -200,7 +211,7 @@ func (s *standing) awaits() bool {
 // certified is the current version as an answer.
 func (s *standing) certified() *Certified {
 	return &Certified{Ref: keyspec.Ref{Name: s.key.Name, Version: s.version.Number}, Chain: s.public.Chain, KeyID: KeyID(s.key, s.version, s.public),
-		NotBefore: s.version.NotBefore, Expires: s.version.Expires}
+		NotBefore: s.version.NotBefore, Expires: s.until}
 }
 
 // KeyID returns MOSIP's kid of a key version, which it makes of application, reference and the day of generation; of a foreign

@@ -580,6 +580,32 @@ func TestRotationThatFails(t *testing.T) {
 	}) {
 		t.Error("that it was not replaced is not recorded")
 	}
+	// The next attempt is not made for every request, nor does anybody wait for somebody else's.
+	attempts := func() (n int) {
+		for _, r := range h.records() {
+			if strings.Contains(r, "not replaced though due") {
+				n++
+			}
+		}
+		return n
+	}
+	before := attempts()
+	h.base("REGISTRATION/x")
+	if n := attempts(); n != before {
+		t.Errorf("%d attempts, %d before", n, before)
+	}
+	h.clock.add(retryReplacement)
+	h.base("REGISTRATION/x")
+	if n := attempts(); n != before+1 {
+		t.Errorf("%d attempts, %d before", n, before)
+	}
+	h.clock.add(retryReplacement)
+	done := h.makers.try("REGISTRATION/x")
+	h.base("REGISTRATION/x")
+	done()
+	if n := attempts(); n != before+1 {
+		t.Errorf("%d attempts, %d before", n, before)
+	}
 	h.clock.add(20 * day)
 	_, err := h.CertCurrent(t.Context(), h.app, "REGISTRATION/x", nil)
 	want(t, "after its end", err, ErrState)
@@ -712,6 +738,25 @@ func TestCertifiesWhatIsThere(t *testing.T) {
 		if c := leaf(t, got); !got.Made || got.Ref.Version != 1 || c.KeyUsage != usage || c.IsCA {
 			t.Errorf("%s: %+v", name, got)
 		}
+	}
+}
+
+// TestCertificateThatEndsEarlier: a key whose certificate from elsewhere ends before it is due with its certificate.
+func TestCertificateThatEndsEarlier(t *testing.T) {
+	h := newHouse(t)
+	h.hierarchy()
+	h.base("REGISTRATION/x")
+	if _, err := h.CertIssue(t.Context(), h.app, keyspec.Ref{Name: "ROOT"}, nil, keyspec.Ref{Name: "REGISTRATION/x"}, &pki.Subject{RawName: leaf(t, h.base("REGISTRATION/x")).RawSubject},
+		&pki.Profile{NotAfter: h.clock.Now().Add(90 * day)}); err != nil {
+		t.Fatal(err)
+	}
+	h.clock.add(60*day - time.Second)
+	if got := h.base("REGISTRATION/x"); got.Made || !got.Expires.Equal(h.clock.Now().Add(30*day+time.Second)) {
+		t.Errorf("%+v", got)
+	}
+	h.clock.add(time.Second)
+	if got := h.base("REGISTRATION/x"); !got.Made || got.Ref.Version != 2 {
+		t.Errorf("%+v", got)
 	}
 }
 

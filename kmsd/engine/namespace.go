@@ -305,19 +305,31 @@ type turns struct {
 // take waits for the turn at a name, which done ends.
 func (o *turns) take(ctx context.Context, name string) (done func(), err error) {
 	for {
-		o.mu.Lock()
-		busy := o.busy[name]
-		if busy == nil {
-			break
+		done, busy := o.next(name)
+		if done != nil {
+			return done, nil
 		}
-		o.mu.Unlock()
 		select {
 		case <-busy:
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
 	}
+}
+
+// try returns what ends the turn at a name, or nil when it is somebody else's.
+func (o *turns) try(name string) (done func()) {
+	done, _ = o.next(name)
+	return done
+}
+
+// next returns what ends the turn at a name, or what is closed at the end of somebody else's.
+func (o *turns) next(name string) (done func(), busy chan struct{}) {
+	o.mu.Lock()
 	defer o.mu.Unlock()
+	if busy = o.busy[name]; busy != nil {
+		return nil, busy
+	}
 	if o.busy == nil {
 		o.busy = make(map[string]chan struct{})
 	}
