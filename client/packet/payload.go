@@ -175,11 +175,16 @@ func Thumbprint(c *x509.Certificate) [32]byte { return sha256.Sum256(c.Raw) }
 func (r *recipient) newKey() (key, wrapped []byte, err error) {
 	key = make([]byte, keySize)
 	rand.Read(key)
-	wrapped, err = rsa.EncryptOAEP(sha256.New(), rand.Reader, r.key, key, nil)
+	wrapped, err = r.wrap(key)
+	return key, wrapped, err
+}
+
+func (r *recipient) wrap(key []byte) ([]byte, error) {
+	wrapped, err := rsa.EncryptOAEP(sha256.New(), rand.Reader, r.key, key, nil)
 	if err != nil {
-		return nil, nil, fmt.Errorf("%w: %w", ErrCertificate, err)
+		return nil, fmt.Errorf("%w: %w", ErrCertificate, err)
 	}
-	return key, wrapped, nil
+	return wrapped, nil
 }
 
 func newGCM(key []byte, nonceSize int) (cipher.AEAD, error) {

@@ -5,6 +5,7 @@ import (
 	"crypto/cipher"
 	"crypto/rand"
 	"crypto/sha256"
+	"crypto/x509"
 	"encoding/binary"
 	"fmt"
 )
@@ -111,4 +112,27 @@ func UnwrapRandomKey(master, wrapped [32]byte) (random [32]byte, err error) {
 func ecb(crypt func(dst, src []byte), dst, src *[32]byte) {
 	crypt(dst[:aes.BlockSize], src[:aes.BlockSize])
 	crypt(dst[aes.BlockSize:], src[aes.BlockSize:])
+}
+
+// SealRandomKey encrypts a random key for another application, as the parts of MOSIP's encryptedRandomKey are: the SHA-256 of the receiver's
+// certificate in DER and an RSA-OAEP block, as in a payload.
+func SealRandomKey(certificate *x509.Certificate, random [32]byte) ([]byte, error) {
+	to, err := newRecipient(certificate)
+	if err != nil {
+		return nil, err
+	}
+	wrapped, err := to.wrap(random[:])
+	if err != nil {
+		return nil, err
+	}
+	return append(to.thumbprint[:], wrapped...), nil
+}
+
+// SplitRandomKey takes such a part apart.
+func SplitRandomKey(sealed []byte) (thumbprint [32]byte, wrapped []byte, err error) {
+	switch len(sealed) - len(thumbprint) {
+	case 256, 384, 512:
+		return [32]byte(sealed), sealed[len(thumbprint):], nil
+	}
+	return thumbprint, nil, fmt.Errorf("%w: %d bytes are no encrypted random key", ErrFormat, len(sealed))
 }

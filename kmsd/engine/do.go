@@ -190,6 +190,9 @@ func (u *use) load() error {
 // permitted asks the rules of the key about the version in use.
 func (u *use) permitted() error {
 	key := u.key
+	if forZK(key.Name) && !strings.HasPrefix(u.act.op, "zk_") {
+		return fmt.Errorf("%w: %s wraps random keys and nothing else", ErrUsage, key.Name)
+	}
 	err := permit(key, u.version, u.act.usage, u.now)
 	if u.act.or != "" && errors.Is(err, ErrUsage) {
 		err = permit(key, u.version, u.act.or, u.now)
