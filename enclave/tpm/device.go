@@ -384,7 +384,7 @@ func (o *object) describe(public tpm2.TPM2BPublic) error {
 func checkStorageKey(public *tpm2.TPMTPublic) error {
 	want := storageTemplate()
 	want.Unique = public.Unique
-	if !bytes.Equal(tpm2.Marshal(want), tpm2.Marshal(*public)) {
+	if public.Type != want.Type || !bytes.Equal(tpm2.Marshal(want), tpm2.Marshal(*public)) {
 		return &enclave.Error{Kind: enclave.ErrMisconfigured, Detail: "the storage key of the TPM is not what was asked for"}
 	}
 	_, err := publicKey(public)

@@ -175,6 +175,9 @@ func (t template) check(area *tpm2.TPMTPublic) (*rsa.PublicKey, error) {
 	if err != nil {
 		return nil, err
 	}
+	if area.Type != want.Type {
+		return nil, unsupported("the machine's key is not RSA")
+	}
 	want.Unique = area.Unique
 	if !bytes.Equal(tpm2.Marshal(want), tpm2.Marshal(*area)) {
 		return nil, unsupported("the TPM changes what the template of a machine's key says")
@@ -183,11 +186,7 @@ func (t template) check(area *tpm2.TPMTPublic) (*rsa.PublicKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	key, ok := public.(*rsa.PublicKey)
-	if !ok {
-		return nil, unsupported("the machine's key is not RSA")
-	}
-	return key, nil
+	return public.(*rsa.PublicKey), nil
 }
 
 // MachineKey implements enclave.Machine. It makes the key, so it takes seconds in a discrete TPM, and keeps it in the TPM for later.
