@@ -85,6 +85,14 @@ kmsctl datakey --key
 kmsctl random --bytes
 kmsctl batch
 kmsctl public --format
+kmsctl app list
+kmsctl app show
+kmsctl app set --profile --days --pre-expire --base-days --base-pre-expire --alg --protection --key --no-key --active --inactive --cn --ou --o --l --st --c --san
+kmsctl master generate --csr --force --protection --escrow --cn --ou --o --l --st --c --san --format --out
+kmsctl hierarchy generate --config --dry-run
+kmsctl clock accept --yes
+kmsctl cert get --format --chain --out
+kmsctl cert list
 kmsctl cert csr --format
 kmsctl cert self-sign --format
 kmsctl cert issue --format
