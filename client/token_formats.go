@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/kmsd-project/kmsd/client/cms"
 	"github.com/kmsd-project/kmsd/client/cose"
 	"github.com/kmsd-project/kmsd/client/jose"
 	"github.com/kmsd-project/kmsd/client/packet"
@@ -207,6 +208,7 @@ type Verdict struct {
 	Algorithm   jose.Algorithm
 	JWS         *jose.Header // of a JWS
 	COSE        *cose.Signed // of a COSE message
+	CMS         *cms.Signature
 	Claims      *cose.Claims // of a CWT
 }
 
@@ -292,7 +294,7 @@ func (v *Verdict) finish(err error) (*Verdict, error) {
 	case errors.As(err, &r):
 		v.Reason = r.reason
 	case errors.Is(err, jose.ErrVerification), errors.Is(err, cose.ErrVerification), errors.Is(err, cose.ErrExpired), errors.Is(err, cose.ErrNotYetValid),
-		errors.Is(err, cose.ErrClaims):
+		errors.Is(err, cose.ErrClaims), errors.Is(err, cms.ErrVerification):
 		v.Reason = err.Error()
 	default:
 		return nil, err

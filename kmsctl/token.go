@@ -180,7 +180,7 @@ func (a *app) verifyToken(ctx context.Context, f *verifyFlags, out *outFlags, ve
 type verdictView struct {
 	Valid       bool           `json:"valid"`
 	Reason      string         `json:"reason"`
-	Algorithm   string         `json:"alg"`
+	Algorithm   string         `json:"alg,omitempty"`
 	Key         string         `json:"key,omitempty"` // NAME@VERSION in this keystore
 	Certificate *certView      `json:"certificate,omitempty"`
 	Header      map[string]any `json:"header"`
@@ -210,6 +210,11 @@ func viewVerdict(v *client.Verdict) verdictView {
 		}
 		if v.JWS.Unencoded {
 			view.Header["b64"] = false
+		}
+	case v.CMS != nil:
+		view.Header["hash"] = v.CMS.Hash.String()
+		if !v.CMS.Time.IsZero() {
+			view.Header["signing-time"] = v.CMS.Time.Format(time.RFC3339)
 		}
 	case v.COSE != nil:
 		view.Header["protected"] = viewCOSEHeader(v.COSE.Protected)

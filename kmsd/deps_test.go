@@ -75,7 +75,7 @@ var law = map[string][]string{
 	"packaging":                     {},
 
 	// The library and the tool of the outside.
-	"client":        {"client/ciphertext", "client/cose", "client/jose", "client/packet", "client/pkix", "ipc/proto", "keystore/keyspec", "golang.org/x/crypto/ssh"},
+	"client":        {"client/ciphertext", "client/cms", "client/cose", "client/jose", "client/packet", "client/pkix", "ipc/proto", "keystore/keyspec", "golang.org/x/crypto/ssh"},
 	"kmsctl/keymap": {"keystore/keyspec"},
 	"kmsctl": {"kmsctl/keymap", "client", "client/ciphertext", "client/cms", "client/cose", "client/jose", "client/packet", "client/pkix", "ipc/proto", "keystore/keyspec",
 		"keystore", "keystore/secmem", "enclave", "enclave/recovery", "policy", "kmsd/audit", // without a daemon: verify, restore
