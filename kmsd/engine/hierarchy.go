@@ -243,6 +243,8 @@ type issuer struct {
 
 // issuer returns the key by which the key of a place is certified. A module key that is due is replaced first, if that can be; the
 // root is not replaced for somebody's base key.
+//
+// Invariant: who has the turn of a key takes that of its issuer, and never the other way round; so nobody waits in a circle.
 func (u *use) issuer(p *place) (*issuer, error) {
 	if p.issuer != RootName {
 		u.refresh(p.issuer)
