@@ -29,6 +29,7 @@ import (
 func newCert(a *app) *cobra.Command {
 	c := &cobra.Command{Use: "cert", Short: "Get, request, issue and attach certificates"}
 	c.AddCommand(newCertGet(a), newCertList(a), newCertCSR(a), newCertSelfSign(a), newCertIssue(a), newCertShow(a), newCertAttach(a), newCertChain(a))
+	c.AddCommand(certUploads(a)...)
 	return c
 }
 

@@ -104,6 +104,8 @@ var wireErrors = []struct {
 	{pki.ErrRequest, proto.CodeInvalid, proto.ClassInput, true, 0, ""},
 	{pki.ErrCertificate, proto.CodeInvalid, proto.ClassInput, true, 0, ""},
 	{pki.ErrChain, proto.CodeInvalid, proto.ClassInput, true, 0, ""},
+	{pki.ErrCRL, proto.CodeInvalid, proto.ClassInput, true, 0, ""},
+	{pki.ErrPKCS7, proto.CodeInvalid, proto.ClassInput, true, 0, ""},
 	{pki.ErrIssuer, proto.CodeUnsupported, proto.ClassInput, true, 0, ""},
 	{pki.ErrKey, proto.CodeUnsupported, proto.ClassInput, true, 0, ""},
 

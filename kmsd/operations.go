@@ -53,6 +53,12 @@ func operations() map[string]operation {
 		proto.OpRandom:    {onBoth, whenReady, pool, handleRandom},
 		proto.OpBatch:     {onBoth, whenReady, disk, handleBatch},
 
+		proto.OpZKEncrypt:  {onBoth, whenReady, keyed, handleZKEncrypt},
+		proto.OpZKDecrypt:  {onBoth, whenReady, keyed, handleZKDecrypt},
+		proto.OpZKRewrap:   {onBoth, whenReady, rewrapping, handleZKRewrap},
+		proto.OpZKImport:   {onBoth, whenReady, keyed, handleZKImport},
+		proto.OpZKGenerate: {onBoth, whenReady, keyed, handleZKGenerate},
+
 		proto.OpStreamBegin:  {onBoth, whenReady, streaming, handleStreamBegin},
 		proto.OpStreamUpdate: {onBoth, whenReady, streamLane, handleStreamUpdate},
 		proto.OpStreamFinish: {onBoth, whenReady, inline, handleStreamFinish},
@@ -63,6 +69,16 @@ func operations() map[string]operation {
 		proto.OpCertIssue:    {onBoth, whenReady, certifying, handleCertIssue},
 		proto.OpCertAttach:   {onBoth, whenReady, disk, handleCertAttach},
 		proto.OpCertGet:      {onBoth, whenReady, pool, handleCertGet},
+		proto.OpCertUpload:   {onBoth, whenReady, disk, handleCertUpload},
+
+		proto.OpTrustDomains: {onBoth, whenReady, disk, handleTrustDomains},
+		proto.OpTrustSet:     {onAdmin, whenReady, disk, handleTrustSet},
+		proto.OpTrustAdd:     {onAdmin, whenReady, disk, handleTrustAdd},
+		proto.OpTrustList:    {onBoth, whenReady, disk, handleTrustList},
+		proto.OpTrustRemove:  {onAdmin, whenReady, disk, handleTrustRemove},
+		proto.OpTrustVerify:  {onBoth, whenReady, judging, handleTrustVerify},
+		proto.OpPartnerAdd:   {onAdmin, whenReady, disk, handlePartnerAdd},
+		proto.OpCRLAdd:       {onAdmin, whenReady, disk, handleCRLAdd},
 
 		proto.OpMachineAdopt:   {onAdmin, whenReady, adopting, handleMachineAdopt},
 		proto.OpMachineShow:    {onBoth, whenReady, disk, handleMachineShow},
@@ -101,6 +117,9 @@ func pool(*call) lane   { return lanePool }
 func disk(*call) lane   { return laneStore }
 func keygen(*call) lane { return laneKeygen }
 func device(*call) lane { return laneDevice }
+
+// judging is the lane of verdicts on certificates: a search for a path can verify a hundred signatures.
+func judging(*call) lane { return laneRSA }
 
 // hardware is the lane of operations in a device, which is one for each kind of device: a TPM that is slow, or hangs, holds up no HSM and
 // nobody else.

@@ -83,12 +83,12 @@ func (m *Options) zero() bool {
 }
 
 // FrameLimit returns how long a frame of op may be in bytes, without its length word. Requests of stream_update, sign,
-// verify and key_migrate and replies of stream_update and stream_finish are data frames, everything else is a control frame.
+// verify, key_migrate and crl_add and replies of stream_update and stream_finish are data frames, everything else is a control frame.
 func FrameLimit(op string, reply bool) int {
 	switch op {
 	case OpStreamUpdate:
 		return MaxDataFrame
-	case OpSign, OpVerify, OpKeyMigrate: // Ed25519 takes the message whole; a key has many generations
+	case OpSign, OpVerify, OpKeyMigrate, OpCRLAdd: // Ed25519 takes the message whole; a key has many generations
 		if !reply {
 			return MaxDataFrame
 		}

@@ -53,6 +53,13 @@ const (
 	OpRandom    = "random"
 	OpBatch     = "batch"
 
+	// Zero-knowledge encryption of MOSIP.
+	OpZKEncrypt  = "zk_encrypt"
+	OpZKDecrypt  = "zk_decrypt"
+	OpZKRewrap   = "zk_rewrap"
+	OpZKImport   = "zk_import"
+	OpZKGenerate = "zk_generate"
+
 	// Large data in chunks.
 	OpStreamBegin  = "stream_begin"
 	OpStreamUpdate = "stream_update"
@@ -65,6 +72,17 @@ const (
 	OpCertIssue    = "cert_issue"
 	OpCertAttach   = "cert_attach"
 	OpCertGet      = "cert_get"
+	OpCertUpload   = "cert_upload"
+
+	// Trust in certificates of others.
+	OpTrustDomains = "trust_domains"
+	OpTrustSet     = "trust_set"
+	OpTrustAdd     = "trust_add"
+	OpTrustList    = "trust_list"
+	OpTrustRemove  = "trust_remove"
+	OpTrustVerify  = "trust_verify"
+	OpPartnerAdd   = "partner_add"
+	OpCRLAdd       = "crl_add"
 
 	// The hierarchy of applications.
 	OpAppList        = "app_list"

@@ -68,6 +68,12 @@ func Bodies() []Body {
 		body[Random, RandomReply](OpRandom),
 		body[Batch, BatchReply](OpBatch),
 
+		body[ZKEncrypt, ZKEncryptReply](OpZKEncrypt),
+		body[ZKDecrypt, ZKDecryptReply](OpZKDecrypt),
+		body[ZKRewrap, ZKRewrapReply](OpZKRewrap),
+		body[ZKImport, ZKKeysReply](OpZKImport),
+		body[ZKGenerate, ZKKeysReply](OpZKGenerate),
+
 		body[StreamBegin, StreamBeginReply](OpStreamBegin),
 		body[StreamUpdate, StreamData](OpStreamUpdate),
 		body[StreamRef, StreamData](OpStreamFinish),
@@ -78,6 +84,16 @@ func Bodies() []Body {
 		body[CertIssue, CertChain](OpCertIssue),
 		body[CertAttach, Empty](OpCertAttach),
 		body[KeyRef, CertChain](OpCertGet),
+		body[CertUpload, Certified](OpCertUpload),
+
+		body[Empty, TrustDomainsReply](OpTrustDomains),
+		body[TrustDomain, TrustDomain](OpTrustSet),
+		body[TrustAdd, TrustAddReply](OpTrustAdd),
+		body[TrustList, TrustListReply](OpTrustList),
+		body[TrustRemove, Empty](OpTrustRemove),
+		body[TrustVerify, TrustVerdict](OpTrustVerify),
+		body[PartnerAdd, TrustAddReply](OpPartnerAdd),
+		body[CRLAdd, TrustEntry](OpCRLAdd),
 
 		body[MachineAdopt, Machine](OpMachineAdopt),
 		body[MachineRef, Machine](OpMachineShow),

@@ -29,9 +29,10 @@ const OwnDomain = "OWN"
 // Limits of the trust store.
 const (
 	MaxDomainName   = 36   // bytes
+	MaxDomains      = 250  // beside those that are built in
 	MaxDomainCAs    = 1000 // CAs of a domain, removed ones included
 	MaxOrganization = 256  // bytes
-	maxTrustDays    = 36_500
+	MaxTrustDays    = 36_500
 )
 
 // The dates that certificates are asked for when they are added: MOSIP's 12 months for a CA, and a year less 30 days for a partner.
@@ -138,11 +139,18 @@ func (e *Engine) SetTrustDomain(ctx context.Context, c *Caller, d *Domain) (afte
 			return err
 		}
 		if old == nil {
+			count := 0
+			if err := u.allDocuments(kindTrust, func(*keystore.Document) error { count++; return nil }); err != nil {
+				return err
+			}
+			if count >= MaxDomains {
+				return fmt.Errorf("%w: over %d domains", ErrInput, MaxDomains)
+			}
 			old = &Domain{Name: name, CADays: defaultCADays, PartnerDays: defaultPartnerDays}
 		}
 		after = &Domain{name, orDays(d.CADays, old.CADays), orDays(d.PartnerDays, old.PartnerDays), true}
-		if after.CADays < 0 || after.CADays > maxTrustDays || after.PartnerDays < 0 || after.PartnerDays > maxTrustDays {
-			return fmt.Errorf("%w: 1 to %d days", ErrInput, maxTrustDays)
+		if after.CADays < 0 || after.CADays > MaxTrustDays || after.PartnerDays < 0 || after.PartnerDays > MaxTrustDays {
+			return fmt.Errorf("%w: 1 to %d days", ErrInput, MaxTrustDays)
 		}
 		change, err := document(kindTrust, name, revision, storedDomain{trustFormat, after.CADays, after.PartnerDays}, false)
 		if err != nil {

@@ -38,7 +38,7 @@ type TrustEntry struct {
 const trustPage = 24 << 10
 
 // maxTrustPage is how many entries a page has.
-const maxTrustPage = 64
+const maxTrustPage = 32
 
 // TrustList returns one page of what a domain has: its CAs, with RolePartner its partners, with RoleCRL its revocation lists; those
 // that were removed are among them. after is nil for the first page, then what the call before returned; nil says that was all. The
