@@ -1,5 +1,5 @@
 // Package cms makes and verifies detached signatures in the Cryptographic Message Syntax (RFC 5652 SignedData), as files beside what they sign
-// (.p7s), in signed PDF documents (adbe.pkcs7.detached, ETSI.CAdES.detached) and in S/MIME. The private key is wherever a [crypto.Signer] has
+// (.p7s), in signed PDF documents ([SignPDF]) and in S/MIME. The private key is wherever a [crypto.Signer] has
 // it; a client.Key is one. The content is read once, as a stream of any length.
 //
 // A signature signs attributes: the type and the digest of the content, the signer's certificate (signing-certificate-v2, RFC 5035) and, if
