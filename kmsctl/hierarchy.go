@@ -262,8 +262,8 @@ type generator struct {
 	total  int
 	dryRun bool
 	done   []madeView
-	failed map[string]bool // names of keys that are not there now
-	known  map[string]*client.Application
+	failed map[string]bool                // names of keys that are not there now
+	known  map[string]*client.Application // with --dry-run
 
 	stopped error // why the rest was not tried
 }
@@ -361,48 +361,55 @@ func (g *generator) make(ctx context.Context, k listedKey, v *madeView) error {
 	return nil
 }
 
-// look says whether a key is there and in force.
+// look says whether a key is there and in force, or would be made.
 func (g *generator) look(ctx context.Context, k listedKey, v *madeView) error {
+	app, err := g.application(ctx, keyspec.Name(k.name).Namespace())
+	if err != nil {
+		return err
+	}
 	var info proto.KeyInfo
-	err := g.app.call(ctx, proto.OpKeyGet, &proto.KeyRef{Key: k.name}, &info)
-	if errors.Is(err, client.ErrNotAvailable) {
+	err = g.app.call(ctx, proto.OpKeyGet, &proto.KeyRef{Key: k.name}, &info)
+	switch {
+	case errors.Is(err, client.ErrNotAvailable):
 		v.Outcome = outcomeWould
-		return nil
-	}
-	if err != nil {
+	case err != nil:
 		return err
+	default:
+		now := currentVersion(&info)
+		v.Key, v.Outcome = fmt.Sprintf("%s@%d", info.Name, now.Version), outcomeCurrent
+		if now.Expires > 0 {
+			v.Expires = stamp(now.Expires)
+		}
+		if keyspec.State(now.State) != keyspec.Active || isDue(app, k, now) {
+			v.Outcome = outcomeWould
+		}
 	}
-	now := currentVersion(&info)
-	v.Key, v.Outcome = fmt.Sprintf("%s@%d", info.Name, now.Version), outcomeCurrent
-	if now.Expires > 0 {
-		v.Expires = stamp(now.Expires)
-	}
-	due, err := g.due(ctx, k, now)
-	if err != nil {
-		return err
-	}
-	if due || keyspec.State(now.State) != keyspec.Active {
-		v.Outcome = outcomeWould
+	if v.Outcome == outcomeWould && app.Inactive {
+		return withHint(fmt.Errorf("application %s is not active", app.Name), "kmsctl app set %s --active", app.Name)
 	}
 	return nil
 }
 
-// due reports whether kmsd would replace a version because it expires soon.
-func (g *generator) due(ctx context.Context, k listedKey, v proto.VersionInfo) (bool, error) {
-	if v.Expires <= 0 || k.kind == "aes" {
-		return false, nil
+// application returns an application, which is asked for once.
+func (g *generator) application(ctx context.Context, name string) (*client.Application, error) {
+	if app := g.known[name]; app != nil {
+		return app, nil
 	}
-	name := keyspec.Name(k.name).Namespace()
-	app := g.known[name]
-	if app == nil {
-		var err error
-		if app, err = g.app.application(ctx, name, false); err != nil {
-			return false, err
-		}
-		if g.known == nil {
-			g.known = make(map[string]*client.Application)
-		}
-		g.known[name] = app
+	app, err := g.app.application(ctx, name, false)
+	if err != nil {
+		return nil, err
+	}
+	if g.known == nil {
+		g.known = make(map[string]*client.Application)
+	}
+	g.known[name] = app
+	return app, nil
+}
+
+// isDue reports whether kmsd would replace a version because it expires soon.
+func isDue(app *client.Application, k listedKey, v proto.VersionInfo) bool {
+	if v.Expires <= 0 || k.kind == "aes" {
+		return false
 	}
 	early := app.PreExpireDays
 	if k.kind == "base" {
@@ -410,7 +417,7 @@ func (g *generator) due(ctx context.Context, k listedKey, v proto.VersionInfo) (
 	}
 	// Of a validity that the issuer has cut short kmsd takes no more than a third.
 	seconds := min(int64(early)*24*3600, (v.Expires-v.NotBefore)/3)
-	return time.Now().Unix() >= v.Expires-seconds, nil
+	return time.Now().Unix() >= v.Expires-seconds
 }
 
 // report shows the sum, and is an error if anything failed.
@@ -431,7 +438,7 @@ func (g *generator) report() error {
 	bad := count(outcomeFailed) + count(outcomeSkipped) + g.total - len(g.done)
 	switch {
 	case g.dryRun:
-		g.app.say("%d would be made, %d are there", count(outcomeWould), count(outcomeCurrent))
+		g.app.say("%d would be made, %d are there, %d cannot be made", count(outcomeWould), count(outcomeCurrent), bad)
 	default:
 		g.app.say("%d made, %d were there, %d failed", count(outcomeMade), count(outcomeCurrent), bad)
 	}
@@ -439,7 +446,7 @@ func (g *generator) report() error {
 		return g.stopped
 	}
 	if bad > 0 {
-		return withHint(fmt.Errorf("%d of %d keys are missing", bad, g.total), "mend what failed and repeat the command: what is there stays")
+		return withHint(fmt.Errorf("%d of %d keys failed", bad, g.total), "mend what failed and repeat the command: what is there stays")
 	}
 	return nil
 }
