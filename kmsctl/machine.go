@@ -345,40 +345,48 @@ when the machine is adopted again; a key that came from a file is gone for good,
 	return c
 }
 
-// encodedFlags are outFlags of a command whose binary result is base64url unless --raw is given, and how such a result is read.
+// encodedFlags are outFlags of a command whose binary result is base64url unless --raw is given.
 type encodedFlags struct {
 	outFlags
-	raw bool
+	rawFlags
 }
 
 func (f *encodedFlags) register(c *cobra.Command, what string) {
 	f.outFlags.register(c)
-	c.Flags().BoolVar(&f.raw, "raw", false, what+" is binary, not base64url")
+	f.rawFlags.register(c, what)
 }
 
 func (a *app) writeEncoded(f encodedFlags, name string, view map[string]any, result []byte, mode fs.FileMode) error {
-	if f.raw {
-		return a.writeResult(f.outFlags, name, view, result, true, mode)
+	out, err := a.createReported(f.outFlags, name, view, f.raw, mode)
+	if err != nil {
+		return err
 	}
-	return a.writeResult(f.outFlags, name, view, append(base64.RawURLEncoding.AppendEncode(nil, result), '\n'), false, mode)
+	defer out.abort()
+	w := f.writer(out)
+	if _, err := w.Write(result); err != nil {
+		return err
+	}
+	if err := w.Close(); err != nil {
+		return err
+	}
+	return out.commit()
 }
 
-// readEncoded reads what writeEncoded wrote, at most limit bytes of it, padded or not.
-func (a *app) readEncoded(path string, raw bool, limit int) ([]byte, error) {
-	if raw {
-		return a.readFile(path, limit)
-	}
-	text, err := a.readFile(path, base64.URLEncoding.EncodedLen(limit)+2)
+// readEncoded reads what writeEncoded wrote, at most limit bytes of it.
+func (a *app) readEncoded(path string, raw rawFlags, limit int) ([]byte, error) {
+	r, _, err := a.open(path)
 	if err != nil {
 		return nil, err
 	}
-	text = bytes.TrimRight(bytes.TrimSpace(text), "=")
-	data := make([]byte, base64.RawURLEncoding.DecodedLen(len(text)))
-	n, err := base64.RawURLEncoding.Strict().Decode(data, text)
+	defer r.Close()
+	data, err := io.ReadAll(io.LimitReader(raw.reader(r), int64(limit)+1))
 	if err != nil {
-		return nil, withHint(fmt.Errorf("%s is not base64url", path), "--raw is for binary")
+		return nil, base64Error(err)
 	}
-	return data[:n], nil
+	if len(data) > limit {
+		return nil, fmt.Errorf("%s is larger than %s", path, size(int64(limit)))
+	}
+	return data, nil
 }
 
 func newMachineSign(a *app) *cobra.Command {
@@ -422,7 +430,7 @@ func publicFlag(c *cobra.Command, public *string) {
 
 func newMachineVerify(a *app) *cobra.Command {
 	var name, public, in, sig string
-	var raw bool
+	var raw rawFlags
 	c := uses(&cobra.Command{
 		Use:   "verify --in F --sig F [--public F] [flags]",
 		Short: "Check a signature of a registration machine",
@@ -455,7 +463,7 @@ func newMachineVerify(a *app) *cobra.Command {
 	publicFlag(c, &public)
 	inFlag(c, &in, "data")
 	c.Flags().StringVar(&sig, "sig", "", "file with the signature, as sign wrote it")
-	c.Flags().BoolVar(&raw, "raw", false, "the signature is binary, not base64url")
+	raw.register(c, "the signature")
 	c.MarkFlagRequired("sig")
 	return c
 }
@@ -463,7 +471,7 @@ func newMachineVerify(a *app) *cobra.Command {
 // machinePublic returns the public part in a file, else that of one of the keys of an identity.
 func (a *app) machinePublic(ctx context.Context, file, name string, use packet.MachineUse) ([]byte, error) {
 	if file != "" {
-		return a.readEncoded(file, false, maxMachineFile)
+		return a.readEncoded(file, rawFlags{}, maxMachineFile)
 	}
 	m, err := a.machine(ctx, name)
 	if err != nil {
@@ -535,7 +543,8 @@ The data are at most 64 MiB.`,
 
 func newMachineDecrypt(a *app) *cobra.Command {
 	var name, in string
-	var android, block, raw bool
+	var android, block bool
+	var raw rawFlags
 	var out outFlags
 	c := uses(&cobra.Command{
 		Use:   "decrypt --in F --out F [flags]",
@@ -584,7 +593,7 @@ a client on Android. The data are at most 64 MiB, and nothing is written before 
 	inFlag(c, &in, "the ciphertext")
 	c.Flags().BoolVar(&android, "android", false, "made for a client on Android (MGF1 with SHA-1)")
 	c.Flags().BoolVar(&block, "block", false, "one RSA block without a data key")
-	c.Flags().BoolVar(&raw, "raw", false, "the ciphertext is binary, not base64url")
+	raw.register(c, "the ciphertext")
 	out.register(c)
 	return c
 }
