@@ -54,11 +54,6 @@ const (
 	OpBatch     = "batch"
 
 	// Zero-knowledge encryption of MOSIP.
-	OpZKEncrypt  = "zk_encrypt"
-	OpZKDecrypt  = "zk_decrypt"
-	OpZKRewrap   = "zk_rewrap"
-	OpZKImport   = "zk_import"
-	OpZKGenerate = "zk_generate"
 
 	// Large data in chunks.
 	OpStreamBegin  = "stream_begin"
