@@ -267,6 +267,18 @@ func TestMachineKeyRefusals(t *testing.T) {
 		t.Errorf("%d objects are kept in the other TPM", n)
 	}
 
+	// So is this one, once its endorsement seed was changed (TPM2_ChangeEPS, TPM 2.0 part 3 section 24.5).
+	changed := startSimulator(t)
+	k := adopt(t, changed.open(Config{}), keyspec.Sign)
+	changed.other(func(b bare) {
+		if err := b.withPassword(0x124, tpm2.TPMRHPlatform, nil, nil); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if _, err := k.do(t, enclave.Op{Usage: keyspec.Sign, Input: digest}); !errors.Is(err, enclave.ErrReplaced) {
+		t.Errorf("another endorsement seed: %v", err)
+	}
+
 	// A TPM that is locked out by wrong PINs refuses the keys, and says until when.
 	pinned := s.open(Config{PIN: []byte("1234")})
 	blob, _ := enrol(t, pinned, pin("1234"))
