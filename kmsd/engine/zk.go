@@ -33,6 +33,7 @@ const (
 	MaxZKImport     = 1000    // random keys in one request
 	MaxZKIndex      = 1 << 19 // random keys of one application
 	maxZKID         = 1024    // bytes of an id
+	maxZKData       = 40_000  // bytes of all attributes of a request, so that the answer fits a frame
 	zkPage          = 512     // random keys in a document
 )
 
@@ -222,6 +223,13 @@ func checkAttributes(id string, attributes []ZKAttribute) error {
 		return fmt.Errorf("%w: an id of %d bytes; 1 to %d", ErrInput, len(id), maxZKID)
 	case len(attributes) == 0 || len(attributes) > MaxZKAttributes:
 		return fmt.Errorf("%w: %d attributes; 1 to %d", ErrInput, len(attributes), MaxZKAttributes)
+	}
+	total := 0
+	for i := range attributes {
+		total += len(attributes[i].Value)
+	}
+	if total > maxZKData+MaxZKAttributes*128 {
+		return fmt.Errorf("%w: attributes of %d bytes; at most %d", ErrInput, total, maxZKData)
 	}
 	return nil
 }
@@ -432,7 +440,7 @@ func (e *Engine) ZKRewrap(ctx context.Context, c *Caller, name keyspec.Name, fro
 }
 
 // ZKImport adds random keys that are wrapped by a version of the key of ref, the current one if it names none. One that is there already is
-// no error, another one under its index is ErrExists.
+// no error, another one under its index is ErrState.
 func (e *Engine) ZKImport(ctx context.Context, c *Caller, ref keyspec.Ref, keys []ZKKey) (added int, err error) {
 	err = e.do(ctx, c, &act{op: "zk_import", ref: ref, usage: keyspec.Decrypt, sync: true}, func(u *use) (err error) {
 		if err := checkZK(u.key); err != nil {
@@ -530,7 +538,7 @@ func (u *use) addRandomKeys(name keyspec.Name, number keyspec.Version, keys []ZK
 			continue
 		}
 		if old := &p.page.Keys[at]; old.Version != number || !bytes.Equal(old.Wrapped, k.Wrapped[:]) || old.Inactive != k.Inactive {
-			return 0, fmt.Errorf("%w: another random key %d", keystore.ErrExists, k.Index)
+			return 0, fmt.Errorf("%w: another random key %d is there already", ErrState, k.Index)
 		}
 	}
 	if added == 0 {

@@ -154,6 +154,10 @@ func TestZKRefuses(t *testing.T) {
 	for what, err := range map[string]error{
 		"no id":         func() error { _, _, _, err := h.ZKEncrypt(t.Context(), h.app, name, "", one, nil); return err }(),
 		"no attributes": func() error { _, _, _, err := h.ZKEncrypt(t.Context(), h.app, name, "id", nil, nil); return err }(),
+		"too large": func() error {
+			_, _, _, err := h.ZKEncrypt(t.Context(), h.app, name, "id", []ZKAttribute{{"a", make([]byte, 50_000)}}, nil)
+			return err
+		}(),
 		"empty attribute": func() error {
 			_, _, _, err := h.ZKEncrypt(t.Context(), h.app, name, "id", []ZKAttribute{{"a", nil}}, nil)
 			return err
@@ -188,7 +192,7 @@ func TestZKRefuses(t *testing.T) {
 			t.Errorf("a random key of %d bytes: %v", n, err)
 		}
 	}
-	if _, err := h.ZKImport(t.Context(), h.app, keyspec.Ref{Name: name}, []ZKKey{{Index: 3, Wrapped: [32]byte{1}}}); !errors.Is(err, keystore.ErrExists) {
+	if _, err := h.ZKImport(t.Context(), h.app, keyspec.Ref{Name: name}, []ZKKey{{Index: 3, Wrapped: [32]byte{1}}}); !errors.Is(err, ErrState) {
 		t.Errorf("another random key under an index: %v", err)
 	}
 }
