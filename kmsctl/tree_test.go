@@ -101,6 +101,15 @@ kmsctl cert attach
 kmsctl cert chain --format
 kmsctl packet encrypt --cert --key --in --out
 kmsctl packet decrypt --key --in --out
+kmsctl machine adopt --tpm --file --name --machine-name --expect-key-index --remove-source
+kmsctl machine show --name
+kmsctl machine release --name --yes
+kmsctl machine sign --name --in --out --raw
+kmsctl machine verify --name --public --in --sig --raw
+kmsctl machine encrypt --name --public --in --out --android --block --raw
+kmsctl machine decrypt --name --in --out --android --block --raw
+kmsctl machine db-conf show --name --in --out --out-fd --reveal
+kmsctl machine db-conf set --name --out --fields-file --fields-fd --generate --encrypted
 kmsctl slot list
 kmsctl slot add
 kmsctl slot remove --yes
