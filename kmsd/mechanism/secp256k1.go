@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"encoding/asn1"
 	"fmt"
+	"sync"
 
 	"github.com/decred/dcrd/dcrec/secp256k1/v4"
 
@@ -105,28 +106,36 @@ func invert(n *secp256k1.ModNScalar) secp256k1.ModNScalar {
 // point is a point of secp256k1 in homogeneous coordinates (X/Z, Y/Z); the neutral element is (0, 1, 0). The coordinates are normalized.
 type point struct{ x, y, z secp256k1.FieldVal }
 
-// multiplyBase returns n times the base point. It takes n in digits of four bits, and each time reads the whole table of multiples.
-func multiplyBase(n *secp256k1.ModNScalar) point {
-	var multiples [16]point
-	multiples[0].y.SetInt(1)
+// multiples are d * 16^w times the base point, for every window w of four bits of a scalar and every digit d: 120 KB, made once when the first
+// key is used. It never changes.
+var multiples = sync.OnceValue(func() *[64][16]point {
+	all := new([64][16]point)
 	base := secp256k1.Params()
-	multiples[1].x.SetByteSlice(base.Gx.FillBytes(make([]byte, 32)))
-	multiples[1].y.SetByteSlice(base.Gy.FillBytes(make([]byte, 32)))
-	multiples[1].z.SetInt(1)
-	for i := range 14 {
-		multiples[i+2] = add(&multiples[i+1], &multiples[1])
+	var p point
+	p.x.SetByteSlice(base.Gx.FillBytes(make([]byte, 32)))
+	p.y.SetByteSlice(base.Gy.FillBytes(make([]byte, 32)))
+	p.z.SetInt(1)
+	for w := range all {
+		all[w][0].y.SetInt(1)
+		for d := range 15 {
+			all[w][d+1] = add(&all[w][d], &p)
+		}
+		p = add(&all[w][15], &p)
 	}
+	return all
+})
+
+// multiplyBase returns n times the base point: the sum of one multiple for each digit, for which all multiples of the window are read.
+func multiplyBase(n *secp256k1.ModNScalar) point {
+	table := multiples()
 	digits := n.Bytes()
 	defer clear(digits[:])
-	sum := multiples[0]
-	for _, b := range digits {
-		for _, digit := range [2]byte{b >> 4, b & 15} {
-			for range 4 {
-				sum = add(&sum, &sum)
-			}
-			chosen := choose(&multiples, digit)
-			sum = add(&sum, &chosen)
-		}
+	var sum point
+	sum.y.SetInt(1)
+	for w := range table {
+		digit := digits[31-w/2] >> (4 * (w % 2)) & 15
+		chosen := choose(&table[w], digit)
+		sum = add(&sum, &chosen)
 	}
 	return sum
 }
