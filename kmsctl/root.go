@@ -50,7 +50,7 @@ Exit codes: 0 success, 1 refused or failed, 2 wrong usage, 3 the daemon cannot b
 	add(use, newSign(a), newVerify(a), newEncrypt(a), newDecrypt(a), newRewrap(a), newMAC(a), newMACVerify(a),
 		newWrap(a), newUnwrap(a), newAgree(a), newDerive(a), newDataKey(a), newRandom(a), newBatch(a))
 	add(certificates, newCert(a), newTrust(a), newPartner(a), newPacket(a), newMachine(a))
-	add(formats, newMosip(a), newJWS(a), newJWE(a), newCOSE(a), newCWT(a), newCMS(a), newPIN(a), newHash(a))
+	add(formats, newMosip(a), newJWS(a), newJWE(a), newCOSE(a), newCWT(a), newCMS(a), newPIN(a), newHash(a), newZK(a))
 	add(store, newSlot(a), newStore(a), newBackup(a), newAudit(a))
 
 	finish(a, root)

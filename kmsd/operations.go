@@ -53,6 +53,12 @@ func operations() map[string]operation {
 		proto.OpRandom:    {onBoth, whenReady, pool, handleRandom},
 		proto.OpBatch:     {onBoth, whenReady, disk, handleBatch},
 
+		proto.OpZKEncrypt:  {onBoth, whenReady, keyed, handleZKEncrypt},
+		proto.OpZKDecrypt:  {onBoth, whenReady, keyed, handleZKDecrypt},
+		proto.OpZKRewrap:   {onBoth, whenReady, rewrapping, handleZKRewrap},
+		proto.OpZKImport:   {onBoth, whenReady, keyed, handleZKImport},
+		proto.OpZKGenerate: {onBoth, whenReady, keyed, handleZKGenerate},
+
 		proto.OpStreamBegin:  {onBoth, whenReady, streaming, handleStreamBegin},
 		proto.OpStreamUpdate: {onBoth, whenReady, streamLane, handleStreamUpdate},
 		proto.OpStreamFinish: {onBoth, whenReady, inline, handleStreamFinish},

@@ -55,6 +55,13 @@ const (
 
 	// Zero-knowledge encryption of MOSIP.
 
+	// Zero-knowledge encryption of MOSIP.
+	OpZKEncrypt  = "zk_encrypt"
+	OpZKDecrypt  = "zk_decrypt"
+	OpZKRewrap   = "zk_rewrap"
+	OpZKImport   = "zk_import"
+	OpZKGenerate = "zk_generate"
+
 	// Large data in chunks.
 	OpStreamBegin  = "stream_begin"
 	OpStreamUpdate = "stream_update"

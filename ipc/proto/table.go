@@ -68,6 +68,12 @@ func Bodies() []Body {
 		body[Random, RandomReply](OpRandom),
 		body[Batch, BatchReply](OpBatch),
 
+		body[ZKEncrypt, ZKEncryptReply](OpZKEncrypt),
+		body[ZKDecrypt, ZKDecryptReply](OpZKDecrypt),
+		body[ZKRewrap, ZKRewrapReply](OpZKRewrap),
+		body[ZKImport, ZKKeysReply](OpZKImport),
+		body[ZKGenerate, ZKKeysReply](OpZKGenerate),
+
 		body[StreamBegin, StreamBeginReply](OpStreamBegin),
 		body[StreamUpdate, StreamData](OpStreamUpdate),
 		body[StreamRef, StreamData](OpStreamFinish),
