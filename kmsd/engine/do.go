@@ -387,6 +387,9 @@ func (u *use) commit(c keystore.Commit) error {
 	gone := u.goners(c.Changes)
 	err = u.withNamespace(changedName(c.Changes), func() error { return u.store.Apply(u.ctx, c) })
 	u.changed(c.Changes)
+	if revokes(&c) {
+		u.own.changes.Add(1)
+	}
 	if err == nil {
 		u.recorded = true
 		u.bury(gone)

@@ -66,6 +66,8 @@ type Engine struct {
 	unreplaced *lru[keyspec.Name, time.Time] // keys that are due, and when replacing them failed
 	latest     latest
 	lists      listCache // revocation lists of others
+	own        ownLists  // revocation lists of our own
+	events     events
 
 	counters counters
 	writers  stripes
