@@ -54,8 +54,6 @@ const (
 	OpBatch     = "batch"
 
 	// Zero-knowledge encryption of MOSIP.
-
-	// Zero-knowledge encryption of MOSIP.
 	OpZKEncrypt  = "zk_encrypt"
 	OpZKDecrypt  = "zk_decrypt"
 	OpZKRewrap   = "zk_rewrap"
