@@ -16,7 +16,7 @@ const (
 	MaxOutput = proto.MaxHelperData
 )
 
-// Resident is an Enclave whose driver holds resident keys. It implements enclave.Resident and enclave.Session besides; when the helper
+// Resident is an Enclave whose driver holds resident keys. It implements enclave.Resident, enclave.Session and enclave.Importer besides; when the helper
 // does not announce those, their methods fail with ErrUnsupported.
 //
 // Calls of Generate and Do run at once in the helper, as many as the driver can work on; more wait here, so that one that is given up
@@ -40,11 +40,27 @@ func NewResident(d Dialer, c Config) *Resident {
 }
 
 // Generate is enclave.Resident.Generate.
-func (r *Resident) Generate(ctx context.Context, s enclave.Spec) (blob enclave.Blob, spki []byte, err error) {
+func (r *Resident) Generate(ctx context.Context, s enclave.Spec) (enclave.Blob, []byte, error) {
+	return r.key(ctx, s, nil)
+}
+
+// Import is enclave.Importer.Import, for drivers that have it, without a password.
+func (r *Resident) Import(ctx context.Context, file, password []byte, s enclave.Spec) (enclave.Blob, []byte, error) {
+	switch {
+	case len(password) > 0:
+		return nil, nil, fmt.Errorf("a key file with a password: %w", enclave.ErrUnsupported)
+	case len(file) == 0 || len(file) > proto.MaxHelperFile:
+		return nil, nil, tooLong("key file", len(file))
+	}
+	return r.key(ctx, s, file)
+}
+
+// key has the helper make a key, or take over the one of a file.
+func (r *Resident) key(ctx context.Context, s enclave.Spec, file []byte) (blob enclave.Blob, spki []byte, err error) {
 	if len(s.AAD) > enclave.MaxAAD {
 		return nil, nil, tooLong("associated data", len(s.AAD))
 	}
-	m := &proto.HelperGenerate{ID: s.ID[:], Algorithm: string(s.Algorithm), AAD: s.AAD}
+	m := &proto.HelperGenerate{ID: s.ID[:], Algorithm: string(s.Algorithm), AAD: s.AAD, File: file}
 	for _, u := range s.Usages {
 		m.Usages = append(m.Usages, string(u))
 	}

@@ -343,7 +343,15 @@ func performResident(ctx context.Context, d enclave.Resident, r proto.Request, r
 		for _, u := range m.Usages {
 			s.Usages = append(s.Usages, keyspec.Usage(u))
 		}
-		reply.Blob, reply.SPKI, failure = d.Generate(ctx, s)
+		if len(m.File) == 0 {
+			reply.Blob, reply.SPKI, failure = d.Generate(ctx, s)
+			break
+		}
+		i, ok := d.(enclave.Importer)
+		if !ok {
+			return unsupportedOp("import"), nil
+		}
+		reply.Blob, reply.SPKI, failure = i.Import(ctx, m.File, nil, s)
 	case proto.OpHelperDo:
 		var m proto.HelperDo
 		if broken = proto.Decode(r.Params, &m); broken != nil {

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"fmt"
+	"slices"
 
 	"golang.org/x/crypto/cryptobyte"
 
@@ -21,8 +22,10 @@ const (
 	wrappedSize = enclave.SecretSize + 16
 	boundSize   = 16
 	maxSPKI     = 600 // RSA-4096 is 550
+	maxID       = 255 // bytes of a CKA_ID, and of a CKA_LABEL, that others have given
 	slotFormat  = 1
 	keyFormat   = 1
+	takenFormat = 2
 	keyKind     = Kind + "-key"
 )
 
@@ -103,12 +106,18 @@ func DecodeSlot(b enclave.Blob) (*Slot, error) {
 //
 // The public key is SubjectPublicKeyInfo in DER, empty for a symmetric key. A token cannot bind data to a key, so bound, the beginning of a
 // hash over Spec.AAD, only notices a blob that was put into another record by mistake.
+//
+// A key that another program has made has a blob of format 2, with the names that it has there; one of both may be empty:
+//
+//	algorithm (1+n) | serial of the token (1+n) | CKA_ID (1+n) | CKA_LABEL (1+n) | bound (16) | public key (2+n)
 type Key struct {
 	Algorithm keyspec.Algorithm
 	Serial    string
 	ID        []byte
 	Bound     []byte
 	SPKI      []byte
+	Taken     bool   // over from another program
+	Label     string // of such a key
 }
 
 // Encode returns the blob.
@@ -116,26 +125,39 @@ func (k *Key) Encode() (enclave.Blob, error) {
 	b := cryptobyte.NewBuilder(nil)
 	addBytes8(b, []byte(k.Algorithm))
 	addBytes8(b, []byte(k.Serial))
-	b.AddBytes(k.ID)
+	format := uint8(keyFormat)
+	if k.Taken {
+		format = takenFormat
+		addBytes8(b, k.ID)
+		addBytes8(b, []byte(k.Label))
+	} else {
+		b.AddBytes(k.ID)
+	}
 	b.AddBytes(k.Bound)
 	b.AddUint16LengthPrefixed(func(b *cryptobyte.Builder) { b.AddBytes(k.SPKI) })
 	body, err := b.Bytes()
 	if err != nil {
 		return nil, err
 	}
-	return enclave.EncodeBlob(keyKind, keyFormat, body)
+	return enclave.EncodeBlob(keyKind, format, body)
 }
 
 // DecodeKey takes the blob of a resident key apart. The parts alias b.
 func DecodeKey(b enclave.Blob) (*Key, error) {
-	body, err := decodeBody(keyKind, keyFormat, b)
+	body, format, err := decodeEither(keyKind, b, keyFormat, takenFormat)
 	if err != nil {
 		return nil, err
 	}
-	var algorithm, serial, spki cryptobyte.String
-	k := new(Key)
-	if !body.ReadUint8LengthPrefixed(&algorithm) || !body.ReadUint8LengthPrefixed(&serial) || len(serial) > maxSerial || !body.ReadBytes(&k.ID, IDSize) ||
-		!body.ReadBytes(&k.Bound, boundSize) || !body.ReadUint16LengthPrefixed(&spki) || len(spki) > maxSPKI || !body.Empty() {
+	var algorithm, serial, id, label, spki cryptobyte.String
+	k := &Key{Taken: format == takenFormat}
+	ok := body.ReadUint8LengthPrefixed(&algorithm) && body.ReadUint8LengthPrefixed(&serial)
+	if k.Taken {
+		ok = ok && body.ReadUint8LengthPrefixed(&id) && body.ReadUint8LengthPrefixed(&label) && len(id)+len(label) > 0
+		k.ID, k.Label = id, string(label)
+	} else {
+		ok = ok && body.ReadBytes(&k.ID, IDSize)
+	}
+	if !ok || len(serial) > maxSerial || !body.ReadBytes(&k.Bound, boundSize) || !body.ReadUint16LengthPrefixed(&spki) || len(spki) > maxSPKI || !body.Empty() {
 		return nil, corrupt("length of the parts of the PKCS#11 key")
 	}
 	if k.Algorithm, err = keyspec.ParseAlgorithm(string(algorithm)); err != nil {
@@ -161,14 +183,20 @@ func bound(aad []byte) []byte {
 const remedyRelease = "use the release of kmsd that made it, or a later one"
 
 func decodeBody(kind string, format uint8, b enclave.Blob) (cryptobyte.String, error) {
+	body, _, err := decodeEither(kind, b, format)
+	return body, err
+}
+
+// decodeEither opens a blob of one of these formats.
+func decodeEither(kind string, b enclave.Blob, formats ...uint8) (cryptobyte.String, uint8, error) {
 	version, body, err := enclave.DecodeBlob(kind, b)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	if version != format {
-		return nil, &enclave.Error{Kind: enclave.ErrUnsupported, Detail: fmt.Sprintf("%s blob of version %d", kind, version), Remedy: remedyRelease}
+	if !slices.Contains(formats, version) {
+		return nil, 0, &enclave.Error{Kind: enclave.ErrUnsupported, Detail: fmt.Sprintf("%s blob of version %d", kind, version), Remedy: remedyRelease}
 	}
-	return cryptobyte.String(body), nil
+	return cryptobyte.String(body), version, nil
 }
 
 func addBytes8(b *cryptobyte.Builder, p []byte) {

@@ -73,12 +73,16 @@ type HelperLogin struct {
 	Shares [][]byte
 }
 
-// HelperGenerate is Resident.Generate.
+// MaxHelperFile is the length of the longest file that a helper takes a key over by, in bytes.
+const MaxHelperFile = 4 << 10
+
+// HelperGenerate is Resident.Generate, or Importer.Import.
 type HelperGenerate struct {
 	ID        []byte // 16 bytes
 	Algorithm string
 	Usages    []string
 	AAD       []byte
+	File      []byte // of a key that another program has made: Importer.Import
 }
 
 // HelperDo is Resident.Do.
@@ -164,6 +168,7 @@ func (m *HelperGenerate) fields(f *fields) {
 	f.str("algorithm", &m.Algorithm, maxWord)
 	f.strs("usages", &m.Usages, maxWords, maxWord)
 	f.bin("aad", &m.AAD, maxHelperAAD)
+	f.bin("file", &m.File, MaxHelperFile)
 }
 
 func (m *HelperDo) fields(f *fields) {

@@ -20,7 +20,7 @@ func fullHelperBodies() []Message {
 		&HelperUnwrap{Blob: []byte("b"), AAD: []byte("a"), Auth: []byte("1234"), Shares: [][]byte{{1}, {2}}},
 		&HelperBlob{Blob: []byte("b")},
 		&HelperLogin{Auth: []byte("1234"), Shares: [][]byte{{1}, {2}}},
-		&HelperGenerate{ID: make([]byte, 16), Algorithm: "rsa-2048", Usages: []string{"sign", "decrypt"}, AAD: []byte("a")},
+		&HelperGenerate{ID: make([]byte, 16), Algorithm: "rsa-2048", Usages: []string{"sign", "decrypt"}, AAD: []byte("a"), File: []byte("pkcs11:object=x")},
 		&HelperDo{Blob: []byte("b"), Usage: "decrypt", Scheme: "rsa-oaep-sha256", Digest: true, Input: []byte("i"), Nonce: []byte("n"), AAD: []byte("a"), Bound: []byte("r")},
 		&HelperReply{
 			Failure: HelperFailure{Kind: "locked-out", Detail: "d", Remedy: "r", Until: 1},

@@ -112,6 +112,7 @@ type Reader struct {
 	seenRandom   map[uint32]bool
 	seenPolicy   map[string]bool
 	seenAlias    map[string]bool
+	badStored    map[string]bool
 	problems     []Problem
 	rows         int
 }
@@ -119,7 +120,7 @@ type Reader struct {
 // NewReader returns an empty one.
 func NewReader() *Reader {
 	return &Reader{stored: make(map[string]*stored), files: make(map[*alias]string), storedIn: make(map[*stored]string),
-		seenRandom: make(map[uint32]bool), seenPolicy: make(map[string]bool), seenAlias: make(map[string]bool)}
+		seenRandom: make(map[uint32]bool), seenPolicy: make(map[string]bool), seenAlias: make(map[string]bool), badStored: make(map[string]bool)}
 }
 
 // maxProblems bounds what is remembered of a file that is all nonsense.
@@ -163,7 +164,9 @@ func (r *Reader) problem(s Severity, file string, line int, table Table, key, id
 
 var (
 	errTwice   = errors.New("there is a second row of this id")
+	errStored  = errors.New("its row in key_store is broken")
 	errDeleted = "the row is marked as deleted: left out"
+	errExpired = "the certificate has expired: left out"
 )
 
 func (r *Reader) add(file string, row *Row) {
@@ -183,7 +186,9 @@ func (r *Reader) add(file string, row *Row) {
 		}
 	case KeyStore:
 		var s *stored
-		if s, err = parseStored(row); err == nil {
+		if s, err = parseStored(row); err != nil {
+			r.badStored[id] = true
+		} else {
 			if r.stored[s.id] != nil {
 				err = errTwice
 				break
@@ -210,6 +215,7 @@ func (r *Reader) add(file string, row *Row) {
 		}
 		var c *Certificate
 		if c, err = parseTrust(row); err == nil {
+			c.file, c.line = file, row.Line
 			r.certificates = append(r.certificates, c)
 		}
 	case RandomKeys:
@@ -248,7 +254,14 @@ func (r *Reader) Deployment(entries []Entry, now time.Time) *Deployment {
 		e := &entries[i]
 		b.entries[strings.ToLower(e.Alias)] = e // Java's keystores make no difference between cases
 	}
-	d := &Deployment{Policies: r.policies, Certificates: r.certificates, RandomKeys: r.random}
+	d := &Deployment{Policies: r.policies, RandomKeys: r.random}
+	for _, c := range r.certificates {
+		if !now.Before(c.expires) {
+			r.problem(Notice, c.file, c.line, c.table(), "", "", errExpired)
+			continue
+		}
+		d.Certificates = append(d.Certificates, c)
+	}
 	d.Keys = b.keys()
 	d.Problems = r.problems
 	d.Counts = b.counts(d.Keys)
@@ -463,6 +476,8 @@ func (b *builder) wrapped(g *Generation, s *stored) error {
 func (b *builder) entry(k *Key, g *Generation, a *alias, s *stored) error {
 	e := b.entries[strings.ToLower(a.id)]
 	switch {
+	case e == nil && b.badStored[a.id]:
+		return errStored
 	case e == nil:
 		return errors.New("its private key is not there: neither in key_store nor among the module keys")
 	case e.Secret != (k.Kind == Symmetric):

@@ -47,6 +47,17 @@ type Certificate struct {
 	Name     string // of the partner's organization
 	DER      []byte
 	SelfMade bool // its issuer is its subject
+
+	expires time.Time
+	file    string
+	line    int
+}
+
+func (c *Certificate) table() Table {
+	if c.Partner {
+		return PartnerCerts
+	}
+	return CACerts
 }
 
 // RandomKey is a row of data_encrypt_keystore: a random key of the zero-knowledge encryption, encrypted under the key KERNEL/IDENTITY_CACHE.
@@ -199,7 +210,7 @@ func parseTrust(r *Row) (*Certificate, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cert_data: %w", err)
 	}
-	c.SelfMade = selfMade(parsed)
+	c.SelfMade, c.expires = selfMade(parsed), parsed.NotAfter
 	return c, nil
 }
 

@@ -12,13 +12,23 @@ import (
 	driver "github.com/kmsd-project/kmsd/enclave/pkcs11"
 )
 
-// object is what we search a token for.
+// object is what we search a token for: what has all of the attributes that are not empty.
 type object struct {
-	class uint
-	id    [driver.IDSize]byte
+	class     uint
+	id, label string // CKA_ID and CKA_LABEL
 }
 
-func keyObject(class uint, id []byte) object { return object{class, [driver.IDSize]byte(id)} }
+func keyObject(class uint, id []byte) object { return object{class: class, id: string(id)} }
+
+// objectOf is the object with the secret of a key.
+func objectOf(class uint, k *driver.Key) object { return object{class, string(k.ID), k.Label} }
+
+func (o object) String() string {
+	if o.label != "" {
+		return fmt.Sprintf("CKA_LABEL %q and CKA_ID %x", o.label, o.id)
+	}
+	return fmt.Sprintf("CKA_ID %x", o.id)
+}
 
 // handle returns the handle of the one key with our CKA_ID. Labels and CKA_IDs are not unique on a token: with two hits it is not known
 // which is ours, and neither is used.
@@ -42,10 +52,10 @@ func (c *connection) handle(s pkcs11.SessionHandle, o object) (pkcs11.ObjectHand
 	switch len(found) {
 	case 0:
 		c.missed.Store(true)
-		return 0, replaced(fmt.Sprintf("the token is there, but not the key with CKA_ID %x: it was initialised anew, or somebody removed the key", o.id))
+		return 0, replaced(fmt.Sprintf("the token is there, but not the key with %s: it was initialised anew, or somebody removed the key", o))
 	case 1:
 	default:
-		return 0, &enclave.Error{Kind: enclave.ErrMisconfigured, Detail: fmt.Sprintf("the token has more than one key with CKA_ID %x", o.id),
+		return 0, &enclave.Error{Kind: enclave.ErrMisconfigured, Detail: fmt.Sprintf("the token has more than one key with %s", o),
 			Remedy: "somebody has put another key there: remove it"}
 	}
 	c.mu.Lock()
@@ -54,9 +64,16 @@ func (c *connection) handle(s pkcs11.SessionHandle, o object) (pkcs11.ObjectHand
 	return found[0], nil
 }
 
-// search returns the objects with the CKA_ID, two at most.
+// search returns the objects that o names, two at most.
 func (c *connection) search(s pkcs11.SessionHandle, o object) ([]pkcs11.ObjectHandle, error) {
-	err := c.module.FindObjectsInit(s, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, o.class), pkcs11.NewAttribute(pkcs11.CKA_ID, o.id[:])})
+	template := []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, o.class)}
+	if o.id != "" {
+		template = append(template, pkcs11.NewAttribute(pkcs11.CKA_ID, []byte(o.id)))
+	}
+	if o.label != "" {
+		template = append(template, pkcs11.NewAttribute(pkcs11.CKA_LABEL, o.label))
+	}
+	err := c.module.FindObjectsInit(s, template)
 	if err != nil {
 		return nil, err
 	}
