@@ -6,13 +6,16 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/kmsd-project/kmsd/client"
 	"github.com/kmsd-project/kmsd/client/packet"
+	"github.com/kmsd-project/kmsd/ipc/proto"
 	"github.com/kmsd-project/kmsd/keystore/keyspec"
 )
 
@@ -157,5 +160,59 @@ func TestApplicationsAreForAdministrators(t *testing.T) {
 	}
 	if _, err := c.AcceptClock(ctx); !errors.Is(err, client.ErrUnknownOp) {
 		t.Errorf("clock_accept: %v", err)
+	}
+}
+
+// TestPages reads lists that do not fit one answer.
+func TestPages(t *testing.T) {
+	c, ctx := dial(t, client.WithAdmin()), t.Context()
+	const applications, versions = 8, 34
+	for i := range applications {
+		app := &client.Application{Name: fmt.Sprintf("PAGES.%02d", i)}
+		if i%3 != 2 { // most of them large
+			for r := range 100 {
+				app.References = append(app.References, proto.AppReference{Reference: fmt.Sprintf("reference-%d-%s", r, strings.Repeat("x", 90))})
+			}
+		}
+		if _, err := c.SetApplication(ctx, app); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var found []string
+	for a, err := range c.Applications(ctx) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.HasPrefix(a.Name, "PAGES.") {
+			found = append(found, a.Name)
+		}
+	}
+	if len(found) != applications || !slices.IsSorted(found) {
+		t.Errorf("%d of %d applications: %v", len(found), applications, found)
+	}
+
+	key := create(t, c, keyspec.Ed25519)
+	for i := range versions {
+		if i > 0 {
+			if _, err := c.Rotate(ctx, key.Name()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := c.SelfSign(ctx, key.Name(), client.Subject{DN: fmt.Sprintf("CN=%d", i+1)}, client.CertProfile{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := uint32(versions)
+	for v, err := range c.CertificateVersions(ctx, key.Name()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if v.Version != want || v.Certificate.Subject.CommonName != fmt.Sprint(want) {
+			t.Fatalf("version %d is of %s, want %d", v.Version, v.Certificate.Subject, want)
+		}
+		want--
+	}
+	if want != 0 {
+		t.Errorf("the list ends at version %d", want+1)
 	}
 }
