@@ -56,7 +56,7 @@ var law = map[string][]string{
 	"enclave/helper":               {"enclave", "ipc", "ipc/proto", "keystore/keyspec", "golang.org/x/sys/unix"},
 	"enclave/keyring/kmsd-keyring": {"enclave", "enclave/helper", "enclave/keyring", "enclave/keyring/ring", "github.com/godbus/dbus"},
 	"enclave/keyring/ring":         {"github.com/99designs/keyring"},
-	"enclave/pkcs11/token": {"enclave", "enclave/pkcs11", "keystore/keyspec", "github.com/ThalesIgnite/crypto11", "github.com/miekg/pkcs11",
+	"enclave/pkcs11/token": {"client/pkix", "enclave", "enclave/pkcs11", "keystore/keyspec", "github.com/ThalesIgnite/crypto11", "github.com/miekg/pkcs11",
 		"golang.org/x/crypto/cryptobyte", "golang.org/x/crypto/cryptobyte/asn1"},
 	"enclave/pkcs11/pkcs11test":  {},
 	"enclave/pkcs11/kmsd-pkcs11": {"enclave", "enclave/helper", "enclave/pkcs11", "enclave/pkcs11/token"},
@@ -77,7 +77,7 @@ var law = map[string][]string{
 	// The library and the tool of the outside.
 	"client":        {"client/ciphertext", "client/cms", "client/cose", "client/jose", "client/packet", "client/pkix", "ipc/proto", "keystore/keyspec", "golang.org/x/crypto/ssh"},
 	"kmsctl/keymap": {"keystore/keyspec"},
-	"kmsctl": {"kmsctl/keymap", "client", "client/ciphertext", "client/cms", "client/cose", "client/jose", "client/packet", "client/pkix", "ipc/proto", "keystore/keyspec",
+	"kmsctl": {"kmsctl/keymap", "kmsctl/mosipdb", "kmsctl/pkcs12", "client", "client/ciphertext", "client/cms", "client/cose", "client/jose", "client/packet", "client/pkix", "ipc/proto", "keystore/keyspec",
 		"keystore", "keystore/secmem", "enclave", "enclave/recovery", "policy", "kmsd/audit", // without a daemon: verify, restore
 		"kmsd/pki", "github.com/pelletier/go-toml/v2", // certificates of every kind and PKCS #7 in files; lists of keys to make
 		"filippo.io/age", "github.com/spf13/cobra", "golang.org/x/crypto/ssh", "golang.org/x/sys/unix", "golang.org/x/term"},

@@ -77,10 +77,11 @@ func ParsePublicKey(spki []byte) (crypto.PublicKey, error) {
 	if !ok {
 		return x509.ParsePKIXPublicKey(spki)
 	}
-	return parsePoint(point)
+	return ParseSecp256k1(point)
 }
 
-func parsePoint(point []byte) (*ecdsa.PublicKey, error) {
+// ParseSecp256k1 parses an uncompressed point of secp256k1 (SEC 1 section 2.3.4).
+func ParseSecp256k1(point []byte) (*ecdsa.PublicKey, error) {
 	if len(point) != secp256k1Point || point[0] != 4 { // the library takes hybrid points, too
 		return nil, errPoint
 	}

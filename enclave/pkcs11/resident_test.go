@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/kmsd-project/kmsd/client/pkix"
 	"github.com/kmsd-project/kmsd/enclave"
 	"github.com/kmsd-project/kmsd/enclave/helper"
 	"github.com/kmsd-project/kmsd/keystore/keyspec"
@@ -47,7 +48,7 @@ func generate(t *testing.T, e *helper.Resident, a keyspec.Algorithm, usages ...k
 	}
 	k := key{algorithm: a, blob: blob}
 	if a.Asymmetric() {
-		if k.public, err = x509.ParsePKIXPublicKey(spki); err != nil {
+		if k.public, err = pkix.ParsePublicKey(spki); err != nil {
 			t.Fatalf("public key of %s: %v", a, err)
 		}
 	} else if spki != nil {
@@ -187,7 +188,7 @@ func TestEveryMechanism(t *testing.T) {
 	for _, m := range list {
 		usages[m.Algorithm] = append(usages[m.Algorithm], m.Usage)
 	}
-	for _, a := range []keyspec.Algorithm{keyspec.RSA2048, keyspec.RSA3072, keyspec.RSA4096, keyspec.ECDSAP256, keyspec.ECDSAP384, keyspec.ECDSAP521, keyspec.Ed25519,
+	for _, a := range []keyspec.Algorithm{keyspec.RSA2048, keyspec.RSA3072, keyspec.RSA4096, keyspec.ECDSAP256, keyspec.ECDSAP384, keyspec.ECDSAP521, keyspec.ECDSASecp256k1, keyspec.Ed25519,
 		keyspec.ECDHP256, keyspec.ECDHP384, keyspec.ECDHP521, keyspec.AES128GCM, keyspec.AES256GCM, keyspec.HMACSHA256, keyspec.HMACSHA384, keyspec.HMACSHA512} {
 		if len(usages[a]) == 0 {
 			t.Errorf("the token does not say that it can do %s", a)

@@ -13,6 +13,7 @@ import (
 	"github.com/ThalesIgnite/crypto11"
 	"github.com/miekg/pkcs11"
 
+	"github.com/kmsd-project/kmsd/client/pkix"
 	"github.com/kmsd-project/kmsd/enclave"
 	"github.com/kmsd-project/kmsd/keystore/keyspec"
 )
@@ -41,6 +42,7 @@ var algorithms = []algorithm{
 	ecAlgorithm(keyspec.ECDSAP256, elliptic.P256(), pkcs11.CKM_ECDSA, keyspec.Sign),
 	ecAlgorithm(keyspec.ECDSAP384, elliptic.P384(), pkcs11.CKM_ECDSA, keyspec.Sign),
 	ecAlgorithm(keyspec.ECDSAP521, elliptic.P521(), pkcs11.CKM_ECDSA, keyspec.Sign),
+	ecAlgorithm(keyspec.ECDSASecp256k1, pkix.Secp256k1(), pkcs11.CKM_ECDSA, keyspec.Sign),
 	{name: keyspec.Ed25519, class: pkcs11.CKO_PRIVATE_KEY, generate: ckmEdwardsKeyPairGen, use: []uint{ckmEdDSA}, usages: []keyspec.Usage{keyspec.Sign}},
 	ecAlgorithm(keyspec.ECDHP256, elliptic.P256(), pkcs11.CKM_ECDH1_DERIVE, keyspec.Agree),
 	ecAlgorithm(keyspec.ECDHP384, elliptic.P384(), pkcs11.CKM_ECDH1_DERIVE, keyspec.Agree),
@@ -116,6 +118,9 @@ var schemes = []scheme{
 
 // fits reports whether keys of a are used by s for u.
 func (s scheme) fits(a algorithm, u keyspec.Usage) bool {
+	if a.name == keyspec.ECDSASecp256k1 && s.name != keyspec.ECDSASHA256 {
+		return false // RFC 8812 section 3.2
+	}
 	return slices.Contains(a.use, s.mechanism) && (s.mechanism == pkcs11.CKM_RSA_PKCS_OAEP) == (u == keyspec.Decrypt)
 }
 

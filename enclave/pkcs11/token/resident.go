@@ -8,13 +8,13 @@ import (
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
-	"crypto/x509"
 	"encoding/asn1"
 	"fmt"
 
 	"github.com/ThalesIgnite/crypto11"
 	"github.com/miekg/pkcs11"
 
+	"github.com/kmsd-project/kmsd/client/pkix"
 	"github.com/kmsd-project/kmsd/enclave"
 	driver "github.com/kmsd-project/kmsd/enclave/pkcs11"
 	"github.com/kmsd-project/kmsd/keystore/keyspec"
@@ -116,6 +116,8 @@ func (c *connection) make(s pkcs11.SessionHandle, a algorithm, may []crypto11.At
 	switch {
 	case a.isRSA():
 		public, err = c.generateRSA(k.ID, label, int(a.bits), may...)
+	case a.name == keyspec.ECDSASecp256k1:
+		public, err = c.generateSecp256k1(s, k.ID, label, may...)
 	case a.curve != nil:
 		public, err = c.generateEC(k.ID, label, a.curve, may...)
 	default:
@@ -124,7 +126,7 @@ func (c *connection) make(s pkcs11.SessionHandle, a algorithm, may []crypto11.At
 	if err != nil {
 		return err
 	}
-	if k.SPKI, err = x509.MarshalPKIXPublicKey(public); err != nil {
+	if k.SPKI, err = pkix.MarshalPublicKey(public); err != nil {
 		return &enclave.Error{Kind: enclave.ErrMisconfigured, Detail: "the token made a key that is none", Cause: err}
 	}
 	return nil
@@ -154,20 +156,39 @@ func (c *connection) generateEC(id []byte, label string, curve elliptic.Curve, m
 	return key.Public().(*ecdsa.PublicKey), nil
 }
 
-// generateEd25519 does what crypto11 has no function for. The curve is named by its object identifier (RFC 8410 section 3).
+// generateEd25519 makes an Ed25519 key. The curve is named by its object identifier (RFC 8410 section 3).
 func (c *connection) generateEd25519(s pkcs11.SessionHandle, id []byte, label string, may ...crypto11.AttributeType) (ed25519.PublicKey, error) {
+	point, err := c.generateOn(s, ckmEdwardsKeyPairGen, asn1.ObjectIdentifier{1, 3, 101, 112}, ed25519.PublicKeySize, id, label, may...)
+	return ed25519.PublicKey(point), err
+}
+
+// generateSecp256k1 makes a key of secp256k1 (SEC 2 section 2.4.1).
+func (c *connection) generateSecp256k1(s pkcs11.SessionHandle, id []byte, label string, may ...crypto11.AttributeType) (crypto.PublicKey, error) {
+	point, err := c.generateOn(s, pkcs11.CKM_EC_KEY_PAIR_GEN, asn1.ObjectIdentifier{1, 3, 132, 0, 10}, 65, id, label, may...)
+	if err != nil {
+		return nil, err
+	}
+	public, err := pkix.ParseSecp256k1(point)
+	if err != nil {
+		return nil, &enclave.Error{Kind: enclave.ErrMisconfigured, Detail: "the token made a key that is none", Cause: err}
+	}
+	return public, nil
+}
+
+// generateOn makes a key on a curve that crypto11 does not know, and returns its point, which has size bytes.
+func (c *connection) generateOn(s pkcs11.SessionHandle, m uint, curve asn1.ObjectIdentifier, size int, id []byte, label string, may ...crypto11.AttributeType) ([]byte, error) {
 	private, public, err := pairTemplates(id, label, may...)
 	if err != nil {
 		return nil, err
 	}
-	curve, err := asn1.Marshal(asn1.ObjectIdentifier{1, 3, 101, 112})
+	parameters, err := asn1.Marshal(curve)
 	if err != nil {
 		return nil, err
 	}
-	if err := public.Set(crypto11.CkaEcParams, curve); err != nil {
+	if err := public.Set(crypto11.CkaEcParams, parameters); err != nil {
 		return nil, err
 	}
-	h, _, err := c.module.GenerateKeyPair(s, mechanism(ckmEdwardsKeyPairGen, nil), public.ToSlice(), private.ToSlice())
+	h, _, err := c.module.GenerateKeyPair(s, mechanism(m, nil), public.ToSlice(), private.ToSlice())
 	if err != nil {
 		return nil, err
 	}
@@ -176,13 +197,13 @@ func (c *connection) generateEd25519(s pkcs11.SessionHandle, id []byte, label st
 		return nil, err
 	}
 	point := got[0].Value
-	if len(point) == ed25519.PublicKeySize+2 && point[0] == asn1.TagOctetString && point[1] == ed25519.PublicKeySize {
-		point = point[2:] // PKCS#11 3.0 wants it bare, earlier drafts and SoftHSM in DER
+	if len(point) == size+2 && point[0] == asn1.TagOctetString && int(point[1]) == size {
+		point = point[2:] // in DER; for Ed25519 PKCS#11 3.0 wants it bare, earlier drafts and SoftHSM do not
 	}
-	if len(point) != ed25519.PublicKeySize {
-		return nil, &enclave.Error{Kind: enclave.ErrMisconfigured, Detail: fmt.Sprintf("the token made an Ed25519 key of %d bytes", len(point))}
+	if len(point) != size {
+		return nil, &enclave.Error{Kind: enclave.ErrMisconfigured, Detail: fmt.Sprintf("the token made a public key of %d bytes on curve %s", len(point), curve)}
 	}
-	return ed25519.PublicKey(point), nil
+	return point, nil
 }
 
 // Do performs one operation. Signatures are in DER for ECDSA; an agreement gives the x coordinate.
@@ -208,7 +229,7 @@ func (t *Token) Do(ctx context.Context, b enclave.Blob, op enclave.Op, dst []byt
 		if err := c.is(k.Serial); err != nil {
 			return err
 		}
-		h, err := c.handle(s, objectOf(a.class, k))
+		h, err := c.handle(s, keyObject(a.class, k.ID))
 		if err != nil {
 			return err
 		}
@@ -221,14 +242,11 @@ func (t *Token) Do(ctx context.Context, b enclave.Blob, op enclave.Op, dst []byt
 	return append(dst[:0], result...), nil
 }
 
-// Destroy removes a key from the token, which has to be logged in. A key that was taken over stays: another program made it, and may need it.
+// Destroy removes a key from the token, which has to be logged in.
 func (t *Token) Destroy(ctx context.Context, b enclave.Blob) error {
 	k, err := driver.DecodeKey(b)
 	if err != nil {
 		return err
-	}
-	if k.Taken {
-		return nil
 	}
 	return t.destroy(ctx, k.Serial, k.ID)
 }

@@ -8,7 +8,6 @@ import (
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/rsa"
-	"crypto/x509"
 	"encoding/asn1"
 	"errors"
 	"fmt"
@@ -19,6 +18,7 @@ import (
 	"golang.org/x/crypto/cryptobyte"
 	casn1 "golang.org/x/crypto/cryptobyte/asn1"
 
+	"github.com/kmsd-project/kmsd/client/pkix"
 	"github.com/kmsd-project/kmsd/enclave"
 	driver "github.com/kmsd-project/kmsd/enclave/pkcs11"
 	"github.com/kmsd-project/kmsd/keystore/keyspec"
@@ -46,7 +46,7 @@ func newUse(a algorithm, k *driver.Key, op enclave.Op) (*use, error) {
 	u := &use{algorithm: a, input: op.Input, nonce: op.Nonce, aad: op.AAD}
 	var err error
 	if a.class == pkcs11.CKO_PRIVATE_KEY {
-		if u.public, err = x509.ParsePKIXPublicKey(k.SPKI); err != nil {
+		if u.public, err = pkix.ParsePublicKey(k.SPKI); err != nil {
 			return nil, &enclave.Error{Kind: enclave.ErrCorrupt, Detail: "public key", Cause: err}
 		}
 	}
@@ -309,7 +309,7 @@ func peerPoint(spki []byte, ours crypto.PublicKey) ([]byte, error) {
 	if !ok {
 		return nil, corrupt("public key")
 	}
-	k, err := x509.ParsePKIXPublicKey(spki)
+	k, err := pkix.ParsePublicKey(spki)
 	if err != nil {
 		return nil, &enclave.Error{Kind: enclave.ErrUnsupported, Detail: "public key of the peer", Cause: err}
 	}
