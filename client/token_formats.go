@@ -461,5 +461,16 @@ func (c *Client) verifyByKey(ctx context.Context, v *Verdict, ref string, verify
 
 // trusted asks kmsd whether a chain leads to the trust anchors of a domain.
 func (c *Client) trusted(ctx context.Context, v *Verdict, chain []*x509.Certificate, o *VerifyToken) error {
-	return &refusal{"no trust"}
+	t, err := c.VerifyTrust(ctx, o.Domain, chain, o.Time)
+	if err != nil {
+		return err
+	}
+	if err := t.Err(); err != nil {
+		return &refusal{err.Error()}
+	}
+	v.Reason = "the signer's certificate is trusted in the domain " + t.Domain
+	if t.Partner != "" {
+		v.Reason += ", as that of the partner " + t.Partner
+	}
+	return nil
 }
