@@ -229,7 +229,7 @@ func (t *Token) Do(ctx context.Context, b enclave.Blob, op enclave.Op, dst []byt
 		if err := c.is(k.Serial); err != nil {
 			return err
 		}
-		h, err := c.handle(s, keyObject(a.class, k.ID))
+		h, err := c.handle(s, objectOf(a.class, k))
 		if err != nil {
 			return err
 		}
@@ -242,11 +242,14 @@ func (t *Token) Do(ctx context.Context, b enclave.Blob, op enclave.Op, dst []byt
 	return append(dst[:0], result...), nil
 }
 
-// Destroy removes a key from the token, which has to be logged in.
+// Destroy removes a key from the token, which has to be logged in. A key that was taken over stays: another program made it, and may need it.
 func (t *Token) Destroy(ctx context.Context, b enclave.Blob) error {
 	k, err := driver.DecodeKey(b)
 	if err != nil {
 		return err
+	}
+	if k.Taken {
+		return nil
 	}
 	return t.destroy(ctx, k.Serial, k.ID)
 }
