@@ -432,7 +432,8 @@ func (u *use) rotated(key *keystore.Key, b, spki []byte, notBefore, expires time
 		return nil, fmt.Errorf("%w: a key of somebody else is rotated by its owner, who then sends another certificate", ErrUnsupported)
 	}
 	if key.Profile == mechanism.ProfileMOSIPMachine {
-		return nil, fmt.Errorf("%w: the key of a machine is its identity, so it has no successor: release it and register the machine again", ErrUnsupported)
+		return nil, &Remedied{fmt.Errorf("%w: the key of a machine is its identity and has no successor", ErrUnsupported),
+			"if the machine is to become another one: kmsctl machine release, then register it again"}
 	}
 	if err := room(key); err != nil {
 		return nil, err
