@@ -21,7 +21,7 @@ func newMosip(a *app) *cobra.Command {
 	c := &cobra.Command{Use: "mosip", Short: "Read and write the formats of MOSIP's key manager"}
 	packets := &cobra.Command{Use: "packet", Short: "Encrypt and decrypt registration packets for a key of the hierarchy"}
 	packets.AddCommand(newMosipEncrypt(a, true), newMosipDecrypt(a, true))
-	c.AddCommand(newMosipEncrypt(a, false), newMosipDecrypt(a, false), packets, newMosipSign(a), newMosipVerify(a))
+	c.AddCommand(newMosipEncrypt(a, false), newMosipDecrypt(a, false), packets, newMosipSign(a), newMosipVerify(a), newMosipImport(a), newMosipExport(a))
 	return c
 }
 

@@ -114,3 +114,21 @@ func (c *countingReaderAt) ReadAt(b []byte, at int64) (int, error) {
 	c.p.add(int64(n))
 	return n, err
 }
+
+// step counts one of total things that is done.
+func (p *progress) step() {
+	if p.tty == nil {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.done++
+	now := time.Now()
+	if now.Sub(p.last) < 200*time.Millisecond {
+		return
+	}
+	p.last = now
+	took := now.Sub(p.begin)
+	left := time.Duration(float64(took) / float64(p.done) * float64(p.total-p.done)).Round(time.Second)
+	fmt.Fprintf(p.tty, "\r\x1b[K%s  %d of %d  %d %%  %.0f/s  %v left", p.what, p.done, p.total, p.done*100/max(p.total, 1), float64(p.done)/took.Seconds(), left)
+}

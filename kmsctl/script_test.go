@@ -77,6 +77,8 @@ func TestScripts(t *testing.T) {
 			"lose":         loseCommand,
 			"setline":      setLineCommand,
 			"tpm":          tpmCommand,
+			"deployment":   deploymentCommand,
+			"interrupt":    interruptCommand,
 		},
 	})
 }

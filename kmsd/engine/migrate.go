@@ -489,6 +489,11 @@ func (b *bringing) take(v *keystore.Version, g *Generation, material, spki []byt
 		if !bytes.Equal(spki, c.RawSubjectPublicKeyInfo) {
 			return fmt.Errorf("%w: the private key is not the one of the certificate", ErrInput)
 		}
+		if !g.foreign() {
+			if err := b.notMixed(b.key, b.row, spki); err != nil {
+				return err
+			}
+		}
 		chain, err := b.chain(c)
 		if err != nil {
 			return err
