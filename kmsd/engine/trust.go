@@ -258,12 +258,17 @@ func (u *use) judge(trust *pki.Trust, bundle []*x509.Certificate, left time.Dura
 			if pki.IsSelfSigned(r.Certificate) {
 				r.Role, r.Added = RoleRoot, true
 				again.Roots = append(again.Roots, r.Certificate)
-			} else if v := again.Verify([]*x509.Certificate{r.Certificate}, u.now); v.Trusted {
+			} else {
+				v := again.Verify([]*x509.Certificate{r.Certificate}, u.now)
+				if v.Trusted {
+					v.Reasons = pki.AdmitIssuer(v.Path)
+				}
+				if len(v.Reasons) > 0 {
+					r.Reasons = v.Reasons
+					continue
+				}
 				r.Role, r.Added = RoleIntermediate, true
 				again.Intermediates = append(again.Intermediates, r.Certificate)
-			} else {
-				r.Reasons = v.Reasons
-				continue
 			}
 			r.Reasons, *trust, progress = nil, again, true
 		}

@@ -77,3 +77,18 @@ func admit(c *x509.Certificate, at time.Time, left time.Duration) (reasons []Rea
 	}
 	return reasons
 }
+
+// AdmitIssuer returns what speaks against the first certificate of a path, which is trusted, issuing others: a CA above it whose path
+// length leaves no room for it. The path itself is good, for the last certificate of a path does not count (RFC 5280 section 4.2.1.9).
+func AdmitIssuer(path []*x509.Certificate) []Reason {
+	cas := 0
+	for i, c := range path {
+		if limit, limited := pathLen(c); i > 0 && limited && cas > limit {
+			return []Reason{{i, PathTooLong, fmt.Sprintf("its path length is %d, so that the CA below it can issue nothing", limit)}}
+		}
+		if !sameName(c.RawSubject, c.RawIssuer) {
+			cas++
+		}
+	}
+	return nil
+}

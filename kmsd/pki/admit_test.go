@@ -36,6 +36,14 @@ func TestAdmit(t *testing.T) {
 			t.Errorf("%s as a partner: %q, want %q", c.name, got, c.partner)
 		}
 	}
+	zero := called(t, "p256", ca, "p384", "zero", true, func(c *x509.Certificate) { c.MaxPathLen, c.MaxPathLenZero = 0, true })
+	below := called(t, "p384", zero, "p521", "below", true)
+	if got := codes(AdmitIssuer([]*x509.Certificate{below, zero, ca})); got != "1 path-too-long" {
+		t.Error(got)
+	}
+	if got := codes(AdmitIssuer([]*x509.Certificate{zero, ca})); got != "" {
+		t.Error(got)
+	}
 	old := *ca
 	old.Version, old.SignatureAlgorithm = 1, x509.UnknownSignatureAlgorithm
 	if got := codes(AdmitCA(&old, now, 0)); got != "0 not-version-3, 0 weak-signature" {
