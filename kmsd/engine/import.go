@@ -138,18 +138,27 @@ func (e *Engine) Import(ctx context.Context, c *Caller, n *NewKey, encoded, requ
 func (e *Engine) ImportWrapped(ctx context.Context, c *Caller, n *NewKey, wrapped []byte, token ImportToken, requestKey []byte) (*keystore.Key, error) {
 	a := &act{op: "key_import", ref: keyspec.Ref{Name: n.Name}, info: "wrapped"}
 	return e.create(ctx, c, a, n, keyspec.Imported, requestKey, func(u *use, row *mechanism.Row) ([]byte, error) {
-		private, ok := e.imports.take(token, c, u.now)
-		if !ok {
-			return nil, fmt.Errorf("%w: unknown or spent import token", ErrInput)
-		}
-		if len(wrapped) > MaxWrappedIn {
-			return nil, fmt.Errorf("%w: wrapped key over %d bytes", ErrInput, MaxWrappedIn)
-		}
-		encoded, err := hpke.Open(private, hpke.HKDFSHA256(), hpke.AES256GCM(), []byte(importInfo), wrapped)
+		encoded, err := u.unsealed(wrapped, token)
 		if err != nil {
-			return nil, ErrDecryption
+			return nil, err
 		}
 		defer clear(encoded)
 		return n.material(row, encoded)
 	})
+}
+
+// unsealed opens what was sealed to the key of ImportBegin, whose token is spent by that. The caller wipes the result.
+func (u *use) unsealed(wrapped []byte, token ImportToken) ([]byte, error) {
+	private, ok := u.imports.take(token, u.caller, u.now)
+	if !ok {
+		return nil, fmt.Errorf("%w: unknown or spent import token", ErrInput)
+	}
+	if len(wrapped) > MaxWrappedIn {
+		return nil, fmt.Errorf("%w: wrapped key over %d bytes", ErrInput, MaxWrappedIn)
+	}
+	encoded, err := hpke.Open(private, hpke.HKDFSHA256(), hpke.AES256GCM(), []byte(importInfo), wrapped)
+	if err != nil {
+		return nil, ErrDecryption
+	}
+	return encoded, nil
 }
