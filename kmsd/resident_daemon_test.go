@@ -329,9 +329,14 @@ func TestResidentInHSM(t *testing.T) {
 	d.ask(proto.OpMACVerify, &proto.MACVerify{Key: "app/mac", Data: []byte("data"), MAC: mac.MAC}, &proto.VerifyReply{})
 	d.createIn("hsm", "app/ed", "ed25519")
 	d.ask(proto.OpSign, &proto.Sign{Key: "app/ed", Data: []byte("data")}, &proto.SignReply{})
+	d.createIn("hsm", "app/k256", "ecdsa-secp256k1")
+	var signed proto.SignReply
+	d.ask(proto.OpSign, &proto.Sign{Key: "app/k256", Data: []byte("data"), Encoding: "p1363"}, &signed)
+	d.ask(proto.OpVerify, &proto.Verify{Key: "app/k256", Data: []byte("data"), Encoding: "p1363", Signature: signed.Signature}, &proto.VerifyReply{})
+	d.ask(proto.OpCertSelfSign, &proto.CertSelfSign{Key: "app/k256", Subject: proto.Subject{DN: "CN=k256"}}, &proto.CertChain{})
 	var can proto.CapabilitiesReply
 	d.ask(proto.OpCapabilities, &proto.Empty{}, &can)
-	for _, a := range []string{"ecdsa-p256", "rsa-2048", "rsa-4096", "aes-256-gcm", "hmac-sha256", "ed25519"} {
+	for _, a := range []string{"ecdsa-p256", "rsa-2048", "rsa-4096", "aes-256-gcm", "hmac-sha256", "ed25519", "ecdsa-secp256k1"} {
 		if !slices.ContainsFunc(can.Algorithms, func(c proto.Capability) bool { return c.Algorithm == a && c.Protection == "hsm" }) {
 			t.Errorf("%s is not among what the token can do", a)
 		}

@@ -160,6 +160,53 @@ func TestSecp256k1Signatures(t *testing.T) {
 	}
 }
 
+// highDevice is a device that makes signatures with the larger s.
+type highDevice struct{ key *Key }
+
+func (d highDevice) Do(r Request) ([]byte, error) {
+	raw, err := d.key.Sign(nil, r.Scheme, P1363, Input{Digest: r.Input})
+	if err != nil {
+		return nil, err
+	}
+	var s secp256k1.ModNScalar
+	s.SetByteSlice(raw[32:])
+	s.Negate()
+	s.PutBytesUnchecked(raw[32:])
+	return AppendDER(nil, raw, 32)
+}
+
+// TestSecp256k1Resident: what a device has signed leaves with the smaller s.
+func TestSecp256k1Resident(t *testing.T) {
+	key := secp256k1Key(t)
+	resident, err := key.Row().Resident(key.Public(), highDevice{key})
+	if err != nil {
+		t.Fatal(err)
+	}
+	message := Input{Message: []byte("message")}
+	for _, encoding := range []Encoding{DER, P1363} {
+		signature, err := resident.Sign([]byte("prefix"), "", encoding, message)
+		if err != nil {
+			t.Fatal(err)
+		}
+		signature, ok := bytes.CutPrefix(signature, []byte("prefix"))
+		if !ok || Verify(key.Public(), "", encoding, message, signature) != nil {
+			t.Fatalf("%s: %x", encoding, signature)
+		}
+		if encoding == DER {
+			if signature, err = AppendP1363(nil, signature, 32); err != nil {
+				t.Fatal(err)
+			}
+		}
+		low := bytes.Clone(signature)
+		if lowS(low); !bytes.Equal(low, signature) {
+			t.Errorf("%s: %x is high in s", encoding, signature)
+		}
+	}
+	if err := resident.Confirm([]keyspec.Usage{keyspec.Sign, keyspec.Certify}); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestSecp256k1Material(t *testing.T) {
 	row, _ := Lookup(keyspec.ECDSASecp256k1)
 	order, _ := hex.DecodeString("fffffffffffffffffffffffffffffffebaaedce6af48a03bbfd25e8cd0364141")
