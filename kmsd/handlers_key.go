@@ -201,7 +201,7 @@ func handleKeyRevoke(c *call) (proto.Message, error) {
 			return nil, err
 		}
 	}
-	return c.keyReply(c.daemon.engine.Revoke(c.ctx, &c.session.who, ref, reason))
+	return c.keyReply(c.daemon.engine.Revoke(c.ctx, &c.session.who, ref, reason, engine.ReplaceDefault))
 }
 
 func handleKeyDestroy(c *call) (proto.Message, error) {

@@ -283,6 +283,7 @@ func (u *use) certifyVersion(p *place, key *keystore.Key, v *keystore.Version, h
 		return nil, err
 	}
 	u.version = at
+	u.happened(EventRenewed, ref, "certificate until "+at.Expires.UTC().Format(time.DateOnly))
 	stored.Chain = chain
 	return &Certified{Ref: ref, Chain: chain, KeyID: KeyID(after, at, stored), NotBefore: at.NotBefore, Expires: at.Expires, Made: true}, nil
 }
@@ -308,7 +309,8 @@ func (u *use) recertify(name keyspec.Name, number keyspec.Version, until time.Ti
 }
 
 // replaceChain puts a chain, leaf first, beside the public half of a key version. The store keeps the thumbprint of the certificate
-// that was there as an alias of the version, so that what was encrypted to it is found. With expires the version expires when the leaf does.
+// that was there as an alias of the version, so that what was encrypted to it is found; the certificate itself is kept as long as it is
+// valid, so that it can be revoked. With expires the version expires when the leaf does.
 func (u *use) replaceChain(ref keyspec.Ref, chain [][]byte, expires bool) (*keystore.Key, error) {
 	var leaf *x509.Certificate
 	if expires {
@@ -317,20 +319,25 @@ func (u *use) replaceChain(ref keyspec.Ref, chain [][]byte, expires bool) (*keys
 			return nil, err
 		}
 	}
-	return u.change(ref.Name, func(key *keystore.Key) (*keystore.Change, error) {
+	return u.changeWith(ref.Name, func(key *keystore.Key) (*keystore.Change, []keystore.DocumentChange, error) {
 		v, err := version(key, ref.Version, u.now)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
-		stored, err := u.store.Public(keyspec.Ref{Name: ref.Name, Version: v.Number})
+		at := keyspec.Ref{Name: ref.Name, Version: v.Number}
+		stored, err := u.store.Public(at)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
+		}
+		former, err := u.former(key, at, stored.Chain, chain)
+		if err != nil {
+			return nil, nil, err
 		}
 		if leaf != nil {
 			v.Expires = leaf.NotAfter
 		}
 		stored.Chain = chain
-		return &keystore.Change{Public: map[keyspec.Version]keystore.Public{v.Number: stored}}, nil
+		return &keystore.Change{Public: map[keyspec.Version]keystore.Public{v.Number: stored}}, former, nil
 	})
 }
 

@@ -456,14 +456,14 @@ func TestSuspendRevokeDestroy(t *testing.T) {
 	_, err = h.sign(h.app, "APP/s", "m")
 	want(t, "cancelled", err, nil)
 
-	_, err = h.Revoke(ctx, h.app, ref(t, "APP/s"), keyspec.Superseded)
+	_, err = h.Revoke(ctx, h.app, ref(t, "APP/s"), keyspec.Superseded, ReplaceDefault)
 	want(t, "revoke", err, nil)
 	_, err = h.sign(h.app, "APP/s", "m")
 	want(t, "revoked sign", err, ErrState)
 	if v, err := h.verify(h.app, "APP/s", "m", sig); err != nil || v.Compromised {
 		t.Errorf("revoked verify: %+v %v", v, err)
 	}
-	_, err = h.Revoke(ctx, h.app, ref(t, "APP/s"), keyspec.KeyCompromise)
+	_, err = h.Revoke(ctx, h.app, ref(t, "APP/s"), keyspec.KeyCompromise, ReplaceDefault)
 	want(t, "revoke worse", err, nil)
 	if v, err := h.verify(h.app, "APP/s", "m", sig); err != nil || !v.Compromised {
 		t.Errorf("compromised verify: %+v %v", v, err)
@@ -573,7 +573,7 @@ func TestCompromisedDecryptNeedsExplicitGrant(t *testing.T) {
 	h := newHouse(t)
 	h.create("APP/e", keyspec.AES256GCM)
 	sealed := h.encrypt("APP/e", "x")
-	if _, err := h.Revoke(t.Context(), h.app, ref(t, "APP/e"), keyspec.KeyCompromise); err != nil {
+	if _, err := h.Revoke(t.Context(), h.app, ref(t, "APP/e"), keyspec.KeyCompromise, ReplaceDefault); err != nil {
 		t.Fatal(err)
 	}
 	_, err := h.decrypt(h.app, "APP/e", sealed)

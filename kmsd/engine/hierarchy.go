@@ -33,7 +33,8 @@ var (
 	ErrNotMade       = fmt.Errorf("%w: no keys are made for this name", ErrUnsupported)
 )
 
-// LabelNoReplace marks, with the value "no", a key that was revoked and shall not be replaced by itself.
+// LabelNoReplace marks, with the value "no", a key that shall not be replaced by itself when it was revoked; and with "yes" one that shall,
+// and is no base key, which are anyway.
 const LabelNoReplace = "replace"
 
 // Certified is a key version with its certificate.
@@ -456,6 +457,11 @@ func (u *use) makeGeneration(g *generation) (*Certified, error) {
 	if err != nil {
 		return nil, err
 	}
+	kind := EventRotated
+	if g.key == nil {
+		kind = EventMade
+	}
+	u.happened(kind, out.Ref, "expires "+out.Expires.UTC().Format(time.DateOnly))
 	signal(u.wakeScheduler)
 	return out, nil
 }
@@ -528,6 +534,16 @@ func (u *use) commitGeneration(g *generation, key *keystore.Key, v keystore.Vers
 			return nil, err
 		}
 		number := v.Number
+		last, err := version(fresh, 0, u.now)
+		if err != nil {
+			return nil, err
+		}
+		if !last.Revoked.IsZero() {
+			if g.version.Revoked.IsZero() && !g.force && !g.asked && fresh.Labels[LabelNoReplace] == string(ReplaceNo) {
+				return nil, fmt.Errorf("%w: %s was revoked meanwhile, and is not to be replaced", ErrState, key.Name)
+			}
+			delete(fresh.Labels, LabelNoReplace) // the new version may be revoked one day, and that is another matter
+		}
 		if err := u.advance(fresh, v, g.force); err != nil {
 			return nil, err
 		}

@@ -44,7 +44,7 @@ func TestCrashWriter(t *testing.T) {
 		case 1:
 			c = h.master(Master{Name: "KERNEL", Force: true})
 		case 2:
-			if _, err := h.Revoke(t.Context(), h.app, keyspec.Ref{Name: "REGISTRATION/x"}, keyspec.Superseded); err != nil && !errors.Is(err, ErrState) {
+			if _, err := h.Revoke(t.Context(), h.app, keyspec.Ref{Name: "REGISTRATION/x"}, keyspec.Superseded, ReplaceDefault); err != nil && !errors.Is(err, ErrState) {
 				t.Fatal(err)
 			}
 			c = h.base("REGISTRATION/x")

@@ -565,7 +565,7 @@ func TestRotationThatFails(t *testing.T) {
 	h := newHouse(t)
 	h.hierarchy()
 	h.base("REGISTRATION/x")
-	if _, err := h.Revoke(t.Context(), h.app, keyspec.Ref{Name: "REGISTRATION"}, keyspec.Superseded); err != nil {
+	if _, err := h.Revoke(t.Context(), h.app, keyspec.Ref{Name: "REGISTRATION"}, keyspec.Superseded, ReplaceDefault); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := h.Suspend(t.Context(), h.app, keyspec.Ref{Name: "ROOT"}); err != nil {
@@ -630,7 +630,7 @@ func TestRevokedIsReplaced(t *testing.T) {
 			}
 			h.base(name)
 		}
-		if _, err := h.Revoke(t.Context(), h.app, keyspec.Ref{Name: name}, keyspec.Superseded); err != nil {
+		if _, err := h.Revoke(t.Context(), h.app, keyspec.Ref{Name: name}, keyspec.Superseded, ReplaceDefault); err != nil {
 			t.Fatal(err)
 		}
 		got, err := h.CertCurrent(t.Context(), h.app, name, nil)

@@ -120,18 +120,26 @@ func (u *use) publicOf(ref keyspec.Ref) (keyspec.Algorithm, keyspec.Version, key
 // change reads a key, lets edit change it, and commits what came of it with the audit entry. edit returns nil when there
 // is nothing to be changed.
 func (u *use) change(name keyspec.Name, edit func(key *keystore.Key) (*keystore.Change, error)) (*keystore.Key, error) {
+	return u.changeWith(name, func(key *keystore.Key) (*keystore.Change, []keystore.DocumentChange, error) {
+		ch, err := edit(key)
+		return ch, nil, err
+	})
+}
+
+// changeWith is change for what documents go with.
+func (u *use) changeWith(name keyspec.Name, edit func(key *keystore.Key) (*keystore.Change, []keystore.DocumentChange, error)) (*keystore.Key, error) {
 	defer u.writers.lock(name)()
 	key, err := u.store.Get(name)
 	if err != nil {
 		return nil, err
 	}
-	ch, err := edit(key)
+	ch, documents, err := edit(key)
 	if err != nil {
 		return nil, err
 	}
 	if ch != nil {
 		ch.Key = key
-		if err := u.commit(keystore.Commit{Changes: []keystore.Change{*ch}}); err != nil {
+		if err := u.commit(keystore.Commit{Changes: []keystore.Change{*ch}, Documents: documents}); err != nil {
 			return nil, err
 		}
 		key.Revision++
@@ -202,25 +210,6 @@ func (e *Engine) Resume(ctx context.Context, c *Caller, ref keyspec.Ref) (*keyst
 		default:
 			v.State = keyspec.Active
 		}
-		return true, nil
-	})
-}
-
-// Revoke takes versions out of use for good: with the reason key-compromise they are compromised, with any other
-// deactivated.
-func (e *Engine) Revoke(ctx context.Context, c *Caller, ref keyspec.Ref, reason keyspec.Reason) (*keystore.Key, error) {
-	if reason == "" {
-		reason = keyspec.Unspecified
-	}
-	return e.edit(ctx, c, "key_revoke", ref, string(reason), func(u *use, _ *keystore.Key, v *keystore.Version, _ *keystore.Change) (bool, error) {
-		state := keyspec.Deactivated
-		if reason == keyspec.KeyCompromise {
-			state = keyspec.Compromised
-		}
-		if v.State == keyspec.Destroyed || v.State == keyspec.Compromised || !v.Revoked.IsZero() && state == keyspec.Deactivated {
-			return false, nil
-		}
-		v.State, v.Reason, v.Revoked = state, reason, u.now.Truncate(time.Second)
 		return true, nil
 	})
 }

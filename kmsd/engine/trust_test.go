@@ -493,7 +493,7 @@ func TestOwnDomain(t *testing.T) {
 	// Rotation leaves what was issued before trusted, revocation does not.
 	generate("REGISTRATION", true)
 	expect(t, "by a module key that was rotated out", h.judged(OwnDomain, one), "trusted")
-	if _, err := h.Revoke(ctx, h.app, ref(t, "REGISTRATION/1_1"), keyspec.Superseded); err != nil {
+	if _, err := h.Revoke(ctx, h.app, ref(t, "REGISTRATION/1_1"), keyspec.Superseded, ReplaceDefault); err != nil {
 		t.Fatal(err)
 	}
 	expect(t, "revoked", h.judged(OwnDomain, one), "revoked")
@@ -511,7 +511,7 @@ func TestOwnDomain(t *testing.T) {
 	if err != nil || len(list) != 3 || list[0].Role != RoleRoot {
 		t.Error(len(list), err)
 	}
-	if _, err := h.Revoke(ctx, h.admin, ref(t, "ROOT"), keyspec.KeyCompromise); err != nil {
+	if _, err := h.Revoke(ctx, h.admin, ref(t, "ROOT"), keyspec.KeyCompromise, ReplaceDefault); err != nil {
 		t.Fatal(err)
 	}
 	expect(t, "below a root that is compromised", h.judged(OwnDomain, base("REGISTRATION/1_2")), "removed")
@@ -574,7 +574,7 @@ func TestCertUpload(t *testing.T) {
 			t.Errorf("%s: %v", c.Subject, err)
 		}
 	}
-	if _, err := h.Revoke(ctx, h.app, ref(t, "PMS"), keyspec.Superseded); err != nil {
+	if _, err := h.Revoke(ctx, h.app, ref(t, "PMS"), keyspec.Superseded, ReplaceDefault); err != nil {
 		t.Fatal(err)
 	}
 	_, err = upload("PMS", "", low.leaf("CN=PMS", request.PublicKey, isCA), low.c)

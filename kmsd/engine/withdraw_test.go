@@ -16,10 +16,10 @@ func TestWithdrawalEvictsTheKey(t *testing.T) {
 	for name, withdraw := range map[string]func(h *house, r keyspec.Ref) (*keystore.Key, error){
 		"suspend": func(h *house, r keyspec.Ref) (*keystore.Key, error) { return h.Suspend(h.t.Context(), h.app, r) },
 		"revoke": func(h *house, r keyspec.Ref) (*keystore.Key, error) {
-			return h.Revoke(h.t.Context(), h.app, r, keyspec.Superseded)
+			return h.Revoke(h.t.Context(), h.app, r, keyspec.Superseded, ReplaceDefault)
 		},
 		"compromise": func(h *house, r keyspec.Ref) (*keystore.Key, error) {
-			return h.Revoke(h.t.Context(), h.app, r, keyspec.KeyCompromise)
+			return h.Revoke(h.t.Context(), h.app, r, keyspec.KeyCompromise, ReplaceDefault)
 		},
 		"destroy": func(h *house, r keyspec.Ref) (*keystore.Key, error) {
 			return h.Destroy(h.t.Context(), h.app, r, time.Hour)
