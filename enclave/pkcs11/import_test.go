@@ -4,12 +4,12 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
-	"crypto/x509"
 	"errors"
 
 	"os/exec"
 	"testing"
 
+	"github.com/kmsd-project/kmsd/client/pkix"
 	"github.com/kmsd-project/kmsd/enclave"
 	"github.com/kmsd-project/kmsd/enclave/pkcs11/pkcs11test"
 	"github.com/kmsd-project/kmsd/keystore/keyspec"
@@ -38,6 +38,7 @@ func TestImport(t *testing.T) {
 		{"--keypairgen", "--key-type", "rsa:2048", "--label", label, "--id", "0102"},
 		{"--keypairgen", "--key-type", "rsa:2048", "--label", "no id / and odd %"},
 		{"--keypairgen", "--key-type", "EC:prime256v1", "--label", "curve", "--id", "03"},
+		{"--keypairgen", "--key-type", "EC:secp256k1", "--label", "koblitz", "--id", "07"},
 		{"--keypairgen", "--key-type", "rsa:2048", "--label", "twice", "--id", "04"},
 		{"--keypairgen", "--key-type", "rsa:2048", "--label", "twice", "--id", "05"},
 		{"--keypairgen", "--key-type", "rsa:2048", "--label", "other", "--id", "6a617661"}, // "java"
@@ -51,13 +52,14 @@ func TestImport(t *testing.T) {
 		"pkcs11:object=no%20id%20%2F%20and%20odd%20%25": taken(keyspec.RSA2048, module...),
 		"pkcs11:object=java":                            taken(keyspec.RSA2048, module...), // by its CKA_ID
 		"pkcs11:object=curve":                           taken(keyspec.ECDSAP256, keyspec.Sign, keyspec.Verify),
+		"pkcs11:object=koblitz":                         taken(keyspec.ECDSASecp256k1, keyspec.Sign, keyspec.Verify),
 	} {
 		blob, spki, err := e.Import(t.Context(), []byte(uri), nil, spec)
 		if err != nil {
 			t.Fatalf("%s: %v", uri, err)
 		}
 		k := key{algorithm: spec.Algorithm, blob: blob}
-		if k.public, err = x509.ParsePKIXPublicKey(spki); err != nil {
+		if k.public, err = pkix.ParsePublicKey(spki); err != nil {
 			t.Fatal(err)
 		}
 		scheme := keyspec.ECDSASHA256

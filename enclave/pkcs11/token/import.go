@@ -16,6 +16,7 @@ import (
 	"github.com/ThalesIgnite/crypto11"
 	"github.com/miekg/pkcs11"
 
+	"github.com/kmsd-project/kmsd/client/pkix"
 	"github.com/kmsd-project/kmsd/enclave"
 	driver "github.com/kmsd-project/kmsd/enclave/pkcs11"
 )
@@ -197,9 +198,14 @@ func (c *connection) publicEC(s pkcs11.SessionHandle, h pkcs11.ObjectHandle, o o
 	if rest, err := asn1.Unmarshal(point, &bare); err == nil && len(rest) == 0 {
 		point = bare
 	}
-	key, err := ecdsa.ParseUncompressedPublicKey(a.curve, point)
+	var key *ecdsa.PublicKey
+	if a.curve == pkix.Secp256k1() {
+		key, err = pkix.ParseSecp256k1(point)
+	} else {
+		key, err = ecdsa.ParseUncompressedPublicKey(a.curve, point)
+	}
 	if err != nil {
 		return nil, unsupported("a key on another curve as %s", a.name)
 	}
-	return x509.MarshalPKIXPublicKey(key)
+	return pkix.MarshalPublicKey(key)
 }
