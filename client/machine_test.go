@@ -257,6 +257,10 @@ func TestMachine(t *testing.T) {
 	if _, err := c.AdoptMachine(t.Context(), client.Adoption{Name: a.Name + "x", TPM: "tpm:/nowhere"}); !errors.Is(err, client.ErrAbsent) {
 		t.Errorf("a TPM that is not there: %v", err)
 	}
+	var told *client.Error
+	if _, err := c.AdoptMachine(t.Context(), client.Adoption{Name: a.Name + "x"}); !errors.Is(err, client.ErrUnsupported) || !errors.As(err, &told) || !strings.Contains(told.Remedy, "only --file adopts") {
+		t.Errorf("no TPM at all: %v", err)
+	}
 	if _, err := dial(t).AdoptMachine(t.Context(), client.Adoption{Name: "X"}); !errors.Is(err, client.ErrUnknownOp) {
 		t.Errorf("on the other socket: %v", err)
 	}

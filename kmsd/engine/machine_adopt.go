@@ -110,7 +110,7 @@ func (u *use) adopt(n *NewMachine, list []*half, row *mechanism.Row) (bool, erro
 // demanded says of a TPM that cannot be used what it does not mean.
 func demanded(err error) error {
 	var known *enclave.Error
-	if errors.As(err, &known) && known.Remedy != "" && !errors.Is(err, enclave.ErrAbsent) {
+	if errors.As(err, &known) && known.Remedy != "" && !errors.Is(err, enclave.ErrAbsent) && !errors.Is(err, enclave.ErrUnsupported) {
 		return err
 	}
 	return &Remedied{err, "kmsctl machine adopt --tpm tpm:/dev/tpmrm0 names the TPM; keys in files are another identity, which only --file adopts"}
@@ -160,7 +160,7 @@ func (u *use) recordFor(h *half, n *NewMachine, p keyspec.Protection, origin key
 		}
 		key.Labels[LabelMachineName] = n.MachineName
 	}
-	return nil
+	return checkLabels(key.Labels)
 }
 
 func taken(err error) error {
