@@ -159,9 +159,19 @@ func (c *Client) Resume(ctx context.Context, ref string) (*KeyInfo, error) {
 	return c.keyInfo(ctx, proto.OpKeyResume, &proto.KeyRef{Key: ref})
 }
 
-// Revoke takes a version, or with a plain name all of them, out of use.
+// Revoke takes a version out of use for good. A plain name means the current version of a key of the hierarchy, which is replaced if it is
+// a base key, and all versions of another key.
 func (c *Client) Revoke(ctx context.Context, ref string, reason keyspec.Reason) (*KeyInfo, error) {
 	return c.keyInfo(ctx, proto.OpKeyRevoke, &proto.KeyRevoke{Key: ref, Reason: string(reason)})
+}
+
+// RevokeAndReplace is Revoke for a key of the hierarchy that says whether a new version is made, or none until somebody rotates the key.
+func (c *Client) RevokeAndReplace(ctx context.Context, ref string, reason keyspec.Reason, replace bool) (*KeyInfo, error) {
+	p := &proto.KeyRevoke{Key: ref, Reason: string(reason), Replace: "no"}
+	if replace {
+		p.Replace = "yes"
+	}
+	return c.keyInfo(ctx, proto.OpKeyRevoke, p)
 }
 
 // Destroy schedules the destruction of a version, or with a plain name of all; a delay of 0 is the default of 7 days.

@@ -392,12 +392,20 @@ func newKeyResume(a *app) *cobra.Command {
 
 func newKeyRevoke(a *app) *cobra.Command {
 	var reason string
+	var replace, noReplace bool
 	var sure confirmFlags
 	c := a.keyAct(&cobra.Command{
 		Use:   "revoke NAME[@N] [flags]",
 		Short: "Take a key out of use for good",
 		Long: `Take a key, or one version, out of use for good. With --reason key-compromise it still verifies, with a warning, and
-decrypts for nobody without an explicit grant. With another reason it still verifies, decrypts and unwraps.`,
+decrypts for nobody without an explicit grant. With another reason it still verifies, decrypts and unwraps.
+
+NAME is the current version of a key of an application, and all versions of another key. The certificates of what is revoked are on the list of
+their issuer from then on ("kmsctl crl get"). A base key gets a new version at once; with --no-replace, and other keys without --replace, it stays
+without one until somebody says "kmsctl key rotate" or "kmsctl master generate".`,
+		Example: `  kmsctl key revoke REGISTRATION/10001_110011 --reason key-compromise
+  kmsctl key revoke REGISTRATION/10001_110011 --reason cessation-of-operation --no-replace
+  kmsctl key revoke KERNEL/SIGN --reason superseded --replace`,
 	}, proto.OpKeyRevoke, func(name string) (proto.Message, error) {
 		if _, err := keyspec.ParseReason(reason); err != nil {
 			return nil, withHint(asUsage(err), "--reason is one of: %s", strings.Join(texts(keyspec.Reasons()), " "))
@@ -405,10 +413,20 @@ decrypts for nobody without an explicit grant. With another reason it still veri
 		if err := sure.confirm("Revoking "+name+" cannot be undone.", name); err != nil {
 			return nil, err
 		}
-		return &proto.KeyRevoke{Key: name, Reason: reason}, nil
+		params := &proto.KeyRevoke{Key: name, Reason: reason}
+		switch {
+		case replace:
+			params.Replace = "yes"
+		case noReplace:
+			params.Replace = "no"
+		}
+		return params, nil
 	})
 	c.Flags().StringVar(&reason, "reason", string(keyspec.Unspecified), "why: "+strings.Join(texts(keyspec.Reasons()), ", "))
 	c.RegisterFlagCompletionFunc("reason", cobra.FixedCompletions(texts(keyspec.Reasons()), cobra.ShellCompDirectiveNoFileComp))
+	c.Flags().BoolVar(&replace, "replace", false, "make a new version of a key of an application at once")
+	c.Flags().BoolVar(&noReplace, "no-replace", false, "make none, not even when its certificate is asked for")
+	c.MarkFlagsMutuallyExclusive("replace", "no-replace")
 	sure.register(c)
 	return c
 }

@@ -58,6 +58,7 @@ type daemon struct {
 	turn       sync.Mutex // held by init, lock and unlock, so that phase and keystore say the same
 	healing    healing
 	attempts   sync.WaitGroup  // to unlock, that requests have caused
+	stopping   context.Context // ends when the daemon is told to stop
 	life       context.Context // ends with the last request
 	pin        storePin        // the only keystore to be opened
 	weaknesses []string        // of this build, for status
@@ -77,6 +78,7 @@ func run(ctx context.Context, c config, reread func() (config, error), log *slog
 	defer signal.Stop(hangup)
 	ctx, cancel := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
 	defer cancel()
+	d.stopping = ctx
 	if err := d.checkUser(); err != nil {
 		return err
 	}

@@ -201,7 +201,7 @@ func handleKeyRevoke(c *call) (proto.Message, error) {
 			return nil, err
 		}
 	}
-	return c.keyReply(c.daemon.engine.Revoke(c.ctx, &c.session.who, ref, reason, engine.ReplaceDefault))
+	return c.keyReply(c.daemon.engine.Revoke(c.ctx, &c.session.who, ref, reason, engine.Replace(in.Replace)))
 }
 
 func handleKeyDestroy(c *call) (proto.Message, error) {

@@ -5,6 +5,7 @@ import (
 
 	"github.com/kmsd-project/kmsd/ipc/proto"
 	"github.com/kmsd-project/kmsd/keystore/keyspec"
+	"github.com/kmsd-project/kmsd/kmsd/engine"
 	"github.com/kmsd-project/kmsd/kmsd/mechanism"
 )
 
@@ -30,7 +31,7 @@ func operations() map[string]operation {
 		proto.OpKeyRotate:        {onBoth, whenReady, rotating, handleKeyRotate},
 		proto.OpKeySuspend:       {onBoth, whenReady, disk, handleKeySuspend},
 		proto.OpKeyResume:        {onBoth, whenReady, disk, handleKeyResume},
-		proto.OpKeyRevoke:        {onBoth, whenReady, disk, handleKeyRevoke},
+		proto.OpKeyRevoke:        {onBoth, whenReady, revoking, handleKeyRevoke},
 		proto.OpKeyDestroy:       {onBoth, whenReady, disk, handleKeyDestroy},
 		proto.OpKeyDestroyCancel: {onBoth, whenReady, disk, handleKeyDestroyCancel},
 		proto.OpPublic:           {onBoth, whenReady, pool, handlePublic},
@@ -91,6 +92,8 @@ func operations() map[string]operation {
 		proto.OpCertCurrent:    {onBoth, whenReady, making, handleCertCurrent},
 		proto.OpCertCSR:        {onBoth, whenReady, requesting, handleCertCSR},
 		proto.OpCertList:       {onBoth, whenReady, disk, handleCertList},
+		proto.OpCRLGet:         {onBoth, whenReady, listing, handleCRLGet},
+		proto.OpEvents:         {onAdmin, whenSealed, disk, handleEvents},
 		proto.OpClockAccept:    {onAdmin, whenReady, disk, handleClockAccept},
 
 		proto.OpSlotList:     {onAdmin, whenSealed, device, handleSlotList},
@@ -224,6 +227,15 @@ func certifying(c *call) lane {
 	return laneStore
 }
 
+// revoking is rotating where the key may be replaced.
+func revoking(c *call) lane {
+	var in proto.KeyRevoke
+	if proto.DecodeReply(c.request.Params, &in) != nil || in.Replace == string(engine.ReplaceNo) {
+		return laneStore
+	}
+	return rotating(c)
+}
+
 // generating keeps the search for the primes of root and module keys apart as well.
 func generating(c *call) lane {
 	var in proto.MasterGenerate
@@ -256,6 +268,18 @@ func making(c *call) lane {
 		return hardware(device)
 	}
 	return laneKeygen
+}
+
+// listing is the lane of revocation lists, which are signed now and then.
+func listing(c *call) lane {
+	var in proto.CRLGet
+	if proto.DecodeReply(c.request.Params, &in) != nil {
+		return laneStore
+	}
+	if _, _, device := c.peek(in.Issuer); device != "" {
+		return hardware(device)
+	}
+	return laneStore
 }
 
 // requesting is making with a signature by the key itself.

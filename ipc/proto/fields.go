@@ -290,6 +290,7 @@ func (m *KeyRotate) fields(f *fields) {
 func (m *KeyRevoke) fields(f *fields) {
 	f.str("key", &m.Key, keyspec.MaxRef)
 	f.str("reason", &m.Reason, maxWord)
+	f.str("replace", &m.Replace, maxWord)
 }
 
 func (m *KeyDestroy) fields(f *fields) {

@@ -272,10 +272,11 @@ type KeyRotate struct {
 	Expires   int64
 }
 
-// KeyRevoke takes a version, or all versions, out of use.
+// KeyRevoke takes a version, or of a key outside of the hierarchy all versions, out of use.
 type KeyRevoke struct {
-	Key    string
-	Reason string
+	Key     string
+	Reason  string
+	Replace string // yes: a new version is made; no: not until somebody rotates the key; empty: as the kind of key has it
 }
 
 // KeyDestroy schedules destruction.

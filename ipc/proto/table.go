@@ -106,6 +106,8 @@ func Bodies() []Body {
 		body[CertCurrent, Certified](OpCertCurrent),
 		body[CertCurrent, Certified](OpCertCSR),
 		body[CertList, CertListReply](OpCertList),
+		body[CRLGet, CRLReply](OpCRLGet),
+		body[Events, EventsReply](OpEvents),
 		body[Empty, Clock](OpClockAccept),
 
 		body[Empty, SlotListReply](OpSlotList),
