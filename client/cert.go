@@ -12,7 +12,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/kmsd-project/kmsd/client/packet"
+	"github.com/kmsd-project/kmsd/client/pkix"
 	"github.com/kmsd-project/kmsd/ipc/proto"
 	"github.com/kmsd-project/kmsd/keystore/keyspec"
 )
@@ -88,7 +88,7 @@ func (c *Client) certificates(ctx context.Context, op string, params proto.Messa
 func parseChain(der [][]byte) ([]*x509.Certificate, error) {
 	var chain []*x509.Certificate
 	for _, b := range der {
-		certificate, err := packet.ParseCertificate(b)
+		certificate, err := pkix.ParseCertificate(b)
 		if err != nil {
 			return nil, err
 		}
@@ -103,6 +103,9 @@ var ErrNoCertificate = errors.New("the key has no certificate")
 // Certificate returns the chain of the key, with the key as the private key of its leaf, for a tls.Config. Where a rotation shall take
 // effect without a restart use [CertificateSource].
 func (k *Key) Certificate(ctx context.Context) (tls.Certificate, error) {
+	if pkix.IsSecp256k1(k.public) {
+		return tls.Certificate{}, k.unsupported("TLS")
+	}
 	chain, err := k.client.Chain(ctx, k.pinned)
 	if err != nil {
 		return tls.Certificate{}, err

@@ -4,9 +4,11 @@ package client_test
 
 import (
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/kmsd-project/kmsd/client"
+	"github.com/kmsd-project/kmsd/client/cms"
 	"github.com/kmsd-project/kmsd/client/jose"
 	"github.com/kmsd-project/kmsd/keystore/keyspec"
 )
@@ -44,6 +46,25 @@ func TestTokens(t *testing.T) {
 		if _, err := key.SignJWS(t.Context(), "HS256", nil); !errors.Is(err, client.ErrUnsupported) {
 			t.Errorf("HS256: %v", err)
 		}
+	}
+
+	koblitz := create(t, c, keyspec.ECDSASecp256k1)
+	if _, err := c.SelfSign(t.Context(), koblitz.Name(), client.Subject{DN: "CN=k256"}, client.CertProfile{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := koblitz.Certificate(t.Context()); !errors.Is(err, client.ErrUnsupported) {
+		t.Errorf("TLS with secp256k1: %v", err)
+	}
+	content := strings.Repeat("content", 1000)
+	signature, err := c.SignCMS(t.Context(), koblitz.Name(), strings.NewReader(content), cms.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v, err := c.VerifyCMS(t.Context(), signature, strings.NewReader(content), client.VerifyToken{}); err != nil || !v.Valid || v.Key != koblitz.Name()+"@1" {
+		t.Errorf("%+v, %v", v, err)
+	}
+	if v, err := c.VerifyCMS(t.Context(), signature, strings.NewReader(content[1:]), client.VerifyToken{}); err != nil || v.Valid {
+		t.Errorf("other content: %+v, %v", v, err)
 	}
 
 	key := create(t, c, keyspec.RSA2048, "encrypt", "decrypt")
