@@ -356,3 +356,40 @@ func FuzzMachineBlob(f *testing.F) {
 		}
 	})
 }
+
+// A TPM has three slots for objects; the keys of a machine take turns in them with others.
+func TestMachineKeysBesideOthers(t *testing.T) {
+	t.Parallel()
+	s := startSimulator(t)
+	full := 0
+	d := s.openWith(Config{}, tapped(nil, func(_, answer []byte) []byte {
+		if isFull(responseCode(answer)) {
+			full++
+		}
+		return answer
+	}))
+	var keys []residentKey
+	for range 3 {
+		keys = append(keys, generate(t, d, spec(keyspec.ECDSAP256, keyspec.Sign)))
+	}
+	signing, encryption := adopt(t, d, keyspec.Sign), adopt(t, d, keyspec.Decrypt)
+	blob, secret := enrol(t, d, enclave.Auth{})
+	for range 3 {
+		for _, k := range append(keys, signing) {
+			if _, err := k.do(t, enclave.Op{Usage: keyspec.Sign, Input: []byte("message")}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		sealed, err := rsa.EncryptOAEP(sha256.New(), rand.Reader, encryption.public.(*rsa.PublicKey), []byte("data"), []byte{0})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := encryption.do(t, enclave.Op{Usage: keyspec.Decrypt, Input: sealed, AAD: []byte{0}}); err != nil {
+			t.Fatal(err)
+		}
+		opens(t, d, blob, enclave.Auth{}, secret)
+	}
+	if full > 0 {
+		t.Errorf("the TPM was full %d times", full)
+	}
+}
