@@ -6,9 +6,9 @@ FUZZTIME      ?= 30s
 TESTFLAGS     ?=
 BIN           ?= bin
 
-# The release build: keys on the stack are erased (runtimesecret), freed heap is overwritten (clobberfree), certificates
-# with negative serial numbers, which MOSIP issued, can be read (x509negativeserial). godebugDefault set here replaces
-# what go.mod would say.
+# The release build: keys on the stack are erased (runtimesecret), freed heap is overwritten (clobberfree). Certificates with
+# negative serial numbers, which MOSIP issued, are read anyway (client/pkix); x509negativeserial is for what parses some without it.
+# godebugDefault set here replaces what go.mod would say.
 export GOEXPERIMENT = runtimesecret
 LDFLAGS = -s -w -X runtime.godebugDefault=clobberfree=1,x509negativeserial=1 -X main.version=$(VERSION)
 
@@ -16,13 +16,14 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.9.0
 
 # What the tests use besides Go. The race detector and the PKCS #11 helper: a C compiler. The outside judges: OpenSSL with its TPM
-# provider, OpenSC, secret-tool, Python for the example client. The devices, which the tests start themselves and end again: a software
+# provider, OpenSC, secret-tool, Python for the example client, Java with BouncyCastle for the formats of MOSIP. The devices, which the tests start themselves and end again: a software
 # TPM, SoftHSM, a private session bus with the GNOME keyring, media of ext4 files. A second user: setpriv (util-linux). The units: systemd's own checker.
 PACKAGES = gcc libc6-dev openssl python3 util-linux git ca-certificates swtpm swtpm-tools tpm2-openssl softhsm2 opensc opensc-pkcs11 \
-           dbus-daemon gnome-keyring libsecret-tools keyutils e2fsprogs mount systemd
+           dbus-daemon gnome-keyring libsecret-tools keyutils e2fsprogs mount systemd default-jdk-headless libbcprov-java libbcpkix-java
 TOOLS    = gcc openssl python3 setpriv git swtpm swtpm_setup softhsm2-util pkcs11-tool dbus-daemon gnome-keyring-daemon secret-tool \
-           keyctl mount findmnt systemd-analyze systemd-socket-activate
+           keyctl mount findmnt systemd-analyze systemd-socket-activate javac
 MODULES  = ossl-modules/tpm2.so softhsm/libsofthsm2.so opensc-pkcs11.so
+JARS     = bcprov.jar bcpkix.jar bcutil.jar
 
 # Where "make install" puts things; see packaging/install for the rest.
 DESTDIR    ?=
@@ -73,6 +74,7 @@ test-packages:
 	@missing=; PATH="$$PATH:/usr/sbin:/sbin"; \
 	for tool in $(TOOLS); do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
 	for file in $(MODULES); do ls /usr/lib*/*/$$file /usr/lib*/$$file 2>/dev/null | grep -q . || missing="$$missing $${file##*/}"; done; \
+	for file in $(JARS); do test -e /usr/share/java/$$file || missing="$$missing $$file"; done; \
 	echo '#include <stdlib.h>' | gcc -x c -c -o /dev/null - 2>/dev/null || missing="$$missing libc6-dev"; \
 	test -z "$$missing" && exit 0; \
 	if test "$$(id -u)" = 0 && command -v apt-get >/dev/null; then \
