@@ -91,9 +91,6 @@ func run(ctx context.Context, c config, reread func() (config, error), log *slog
 	for _, w := range d.weaknesses {
 		log.Warn(w)
 	}
-	if !negativeSerialsAreRead() {
-		log.Warn("this build does not read certificates with negative serial numbers (GODEBUG x509negativeserial=1); build it with make")
-	}
 
 	listeners, err := d.inherit() // before there are children, who would inherit them too
 	if err != nil {

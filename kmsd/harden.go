@@ -2,11 +2,8 @@ package main
 
 import (
 	"bytes"
-	"crypto/ed25519"
 	"crypto/rand"
-	"crypto/x509"
 	"fmt"
-	"math/big"
 	"os"
 	"reflect"
 	"runtime"
@@ -79,18 +76,4 @@ func leaveBehind(pattern []byte, blocks int) (addresses []uintptr, kept [][]byte
 		}
 	}
 	return addresses, kept
-}
-
-// negativeSerialsAreRead reports whether crypto/x509 reads certificates with negative serial numbers, as
-// GODEBUG=x509negativeserial=1 makes it do. MOSIP issues them.
-func negativeSerialsAreRead() bool {
-	key := ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize))
-	serial := []byte{0x02, 0x01, 0x35} // INTEGER of one byte
-	template := &x509.Certificate{SerialNumber: big.NewInt(0x35)}
-	der, err := x509.CreateCertificate(nil, template, template, key.Public(), key)
-	if err != nil {
-		return false
-	}
-	_, err = x509.ParseCertificate(bytes.Replace(der, serial, []byte{0x02, 0x01, 0xb5}, 1)) // -75; nobody checks the signature
-	return err == nil
 }
