@@ -227,13 +227,22 @@ func certifying(c *call) lane {
 	return laneStore
 }
 
-// revoking is rotating where the key may be replaced.
+// revoking is rotating where the key may be replaced, and so certified anew by a key that may be in a device.
 func revoking(c *call) lane {
 	var in proto.KeyRevoke
 	if proto.DecodeReply(c.request.Params, &in) != nil || in.Replace == string(engine.ReplaceNo) {
 		return laneStore
 	}
-	return rotating(c)
+	l := rotating(c)
+	if l != laneKeygen {
+		return l
+	}
+	for _, issuer := range []string{keyspec.Name(in.Key).Namespace(), string(engine.RootName)} {
+		if _, _, device := c.peek(issuer); device != "" {
+			return hardware(device)
+		}
+	}
+	return l
 }
 
 // generating keeps the search for the primes of root and module keys apart as well.
