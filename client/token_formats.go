@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/kmsd-project/kmsd/client/cms"
@@ -29,7 +30,7 @@ func (k *CertifiedKey) leaf() (*x509.Certificate, error) {
 // SignToken says what a signed token looks like. The zero value is one with payload, leaf certificate and, where the key has one, MOSIP's
 // kid, under the algorithm of the key.
 type SignToken struct {
-	Algorithm     jose.Algorithm // empty: RS256 for module keys of MOSIP, else that of jose.AlgorithmFor
+	Algorithm     jose.Algorithm // empty: RS256 for module keys of MOSIP and APP/SIGN, else that of jose.AlgorithmFor
 	NoCertificate bool           // no x5c
 	Chain         bool           // x5c with the issuers up to the root
 	Thumbprint    bool           // x5t#S256
@@ -81,9 +82,10 @@ func (c *Client) signerOf(ctx context.Context, ref string, o *SignToken) (*Key, 
 	return k, chain, nil
 }
 
-// jwsAlgorithm is the algorithm that MOSIP's jwtSign takes for its module keys, and for other keys the best they have.
+// jwsAlgorithm is the algorithm that MOSIP's jwtSign takes for its module keys and for APP/SIGN, and for other keys the best they have.
 func (k *Key) jwsAlgorithm() (jose.Algorithm, error) {
-	if _, ok := k.public.(*rsa.PublicKey); ok && k.info.Profile == "mosip-module" {
+	_, reference, _ := strings.Cut(k.info.Name, "/")
+	if _, ok := k.public.(*rsa.PublicKey); ok && (k.info.Profile == "mosip-module" || reference == "SIGN") {
 		return jose.RS256, nil
 	}
 	return jose.AlgorithmFor(k.public)

@@ -38,7 +38,7 @@ type signTokenFlags struct {
 func (f *signTokenFlags) register(a *app, c *cobra.Command, payload bool) {
 	flags := c.Flags()
 	a.keyFlag(c, &f.key, "the key, NAME or NAME@N")
-	flags.StringVar(&f.alg, "alg", "", "such as RS256, PS256, ES256, ES256K, EdDSA (default: RS256 for module keys of MOSIP, PS256 for other RSA keys, else by the key)")
+	flags.StringVar(&f.alg, "alg", "", "such as RS256, PS256, ES256, ES256K, EdDSA (default: RS256 for module keys of MOSIP and APP/SIGN, PS256 for other RSA keys, else by the key)")
 	c.RegisterFlagCompletionFunc("alg", cobra.FixedCompletions(tokenAlgorithms, cobra.ShellCompDirectiveNoFileComp))
 	flags.BoolVar(&f.noX5C, "no-x5c", false, "leave the certificate out")
 	flags.BoolVar(&f.chain, "chain", false, "with the certificates of the issuers up to the root")
