@@ -633,7 +633,7 @@ func TestOtherDomain(t *testing.T) {
 	_, _, err = h.Decrypt(ctx, h.app, ref(t, "PMS/partner"), sealed, nil, nil, nil)
 	want(t, "decrypting", err, ErrUsage)
 	_, err = upload("PMS/partner", "", first)
-	want(t, "the same again", err, keystore.ErrExists)
+	want(t, "the same again", err, ErrState)
 	second := ca.leaf("CN=second", key.Public(), encipher)
 	if out, err = upload("PMS/partner", "", second); err != nil || out.Ref.Version != 2 || out.KeyID == current.KeyID {
 		t.Fatal(out, err)

@@ -245,7 +245,7 @@ func (u *use) foreign(p *place, c *x509.Certificate, algorithm keyspec.Algorithm
 		return nil, 0, err
 	}
 	if len(stored.Chain) > 0 && bytes.Equal(stored.Chain[0], c.Raw) {
-		return nil, 0, fmt.Errorf("%w: %s has this certificate", keystore.ErrExists, p.name)
+		return nil, 0, fmt.Errorf("%w: %s has this certificate already", ErrState, p.name)
 	}
 	if err := u.advance(key, v, false); err != nil {
 		return nil, 0, err
