@@ -83,6 +83,7 @@ const (
 	laneDevice             // waits for a device or a person
 	laneTPM                // with a key that is resident in a TPM
 	laneHSM                // with a key that is resident in an HSM
+	laneWatch              // waits for something to happen
 	lanes                  // number of lanes
 )
 
@@ -104,6 +105,7 @@ func shapes() [lanes]laneShape {
 		laneDevice: {4, 64, 500 * time.Millisecond, ipc.Slow},
 		laneTPM:    {4, 1024, 500 * time.Millisecond, ipc.Slow},  // a TPM does one thing at a time; the engine lets one in
 		laneHSM:    {32, 1024, 100 * time.Millisecond, ipc.Slow}, // and as many to an HSM as its driver says
+		laneWatch:  {24, 64, time.Second, ipc.Slow},              // more than the engine lets wait, so that the others are answered at once
 	}
 }
 
@@ -120,7 +122,7 @@ func replySpace(op string) int {
 	case proto.OpCapabilities:
 		return 16 << 10
 	case proto.OpRandom, proto.OpBatch, proto.OpKeyList, proto.OpKeyFind, proto.OpAuditTail, proto.OpCertGet,
-		proto.OpAppList, proto.OpAppGet, proto.OpMasterGenerate, proto.OpCertCurrent, proto.OpCertCSR, proto.OpCRLGet, proto.OpCertList,
+		proto.OpAppList, proto.OpAppGet, proto.OpMasterGenerate, proto.OpCertCurrent, proto.OpCertCSR, proto.OpCertList, proto.OpCRLGet, proto.OpEvents,
 		proto.OpCertUpload, proto.OpTrustAdd, proto.OpTrustList, proto.OpTrustVerify, proto.OpTrustDomains, proto.OpPartnerAdd:
 		return proto.MaxControlFrame
 	case proto.OpStreamUpdate: // of a backup

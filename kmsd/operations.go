@@ -93,7 +93,7 @@ func operations() map[string]operation {
 		proto.OpCertCSR:        {onBoth, whenReady, requesting, handleCertCSR},
 		proto.OpCertList:       {onBoth, whenReady, disk, handleCertList},
 		proto.OpCRLGet:         {onBoth, whenReady, listing, handleCRLGet},
-		proto.OpEvents:         {onAdmin, whenSealed, disk, handleEvents},
+		proto.OpEvents:         {onAdmin, whenSealed, watching, handleEvents},
 		proto.OpClockAccept:    {onAdmin, whenReady, disk, handleClockAccept},
 
 		proto.OpSlotList:     {onAdmin, whenSealed, device, handleSlotList},
@@ -120,6 +120,9 @@ func pool(*call) lane   { return lanePool }
 func disk(*call) lane   { return laneStore }
 func keygen(*call) lane { return laneKeygen }
 func device(*call) lane { return laneDevice }
+
+// watching keeps those who wait for something to happen from being in the way of those who do something.
+func watching(*call) lane { return laneWatch }
 
 // judging is the lane of verdicts on certificates: a search for a path can verify a hundred signatures.
 func judging(*call) lane { return laneRSA }

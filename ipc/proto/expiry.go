@@ -51,7 +51,7 @@ type ExpiryReply struct {
 
 // Due is one thing that expires, and what happens then.
 type Due struct {
-	Key    string // NAME@VERSION
+	Key    string // NAME@VERSION, or empty: a certificate or list of others, which Detail names
 	What   string // key, certificate or crl
 	At     int64
 	ActAt  int64  // when kmsd acts by itself, 0: it does not
