@@ -331,6 +331,9 @@ func (u *use) stored(name string) (*Application, uint64, error) {
 
 // application returns the application of a name, resolved.
 func (u *use) application(name string) (*Application, error) {
+	if a := u.apps[name]; a != nil {
+		return a, nil
+	}
 	a, _, err := u.stored(name)
 	if err != nil {
 		return nil, err
@@ -342,7 +345,13 @@ func (u *use) application(name string) (*Application, error) {
 	if err != nil {
 		return nil, err
 	}
-	return a, a.resolve(root)
+	if err := a.resolve(root); err != nil {
+		return nil, err
+	}
+	if u.apps != nil {
+		u.apps[name] = a
+	}
+	return a, nil
 }
 
 // Applications returns every application, resolved, by name.

@@ -324,6 +324,9 @@ func (u *use) replaceChain(ref keyspec.Ref, chain [][]byte, expires bool) (*keys
 		if err != nil {
 			return nil, nil, err
 		}
+		if !v.Revoked.IsZero() { // also while the certificate was made: it would be on no list
+			return nil, nil, fmt.Errorf("%w: version %d is revoked", ErrState, v.Number)
+		}
 		at := keyspec.Ref{Name: ref.Name, Version: v.Number}
 		stored, err := u.store.Public(at)
 		if err != nil {

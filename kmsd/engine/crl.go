@@ -2,6 +2,7 @@ package engine
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/x509"
 	"errors"
@@ -36,14 +37,18 @@ const (
 	crlFormat = 1
 )
 
-// storedCRL is the document of the lists of a key version, which is its name. The list itself is not kept: it is signed again when it is
-// asked for after a start, with a number that has not been used.
+// storedCRL is the document of the lists of a key version, which is its name. A list that is too long for it is not kept, but signed
+// again when it is asked for after a start, with a number that has not been used.
 type storedCRL struct {
 	Format     int       `json:"format"`
 	Number     uint64    `json:"number"`
 	ThisUpdate time.Time `json:"this_update"`
 	NextUpdate time.Time `json:"next_update"`
+	List       []byte    `json:"list,omitempty"` // DER
 }
+
+// maxKept is the size of the longest list that is kept in a document, in bytes: some 1,000 entries.
+const maxKept = 40 << 10
 
 // ownLists are the lists that were signed in this run.
 type ownLists struct {
@@ -94,6 +99,25 @@ func (e *Engine) CRL(ctx context.Context, c *Caller, issuer keyspec.Ref) (list *
 
 // revocationList returns the latest list of a key version.
 func (u *use) revocationList(ref keyspec.Ref) (*CRL, error) {
+	list, err := u.publish(ref)
+	if err == nil {
+		return list, nil
+	}
+	// A device that needs a person is no reason to be without a list as long as the last one is valid and complete.
+	if ref.Version == 0 {
+		if key, err := u.metadata(u.store, ref.Name, u.now); err == nil {
+			ref.Version = current(key, u.now)
+		}
+	}
+	if last := u.own.get(ref); last.CRL != nil && last.store == u.store && u.now.Before(last.NextUpdate) && last.changes == u.own.changes.Load() {
+		u.detail = "the list of before, since no new one was signed: " + err.Error()
+		return last.CRL, nil
+	}
+	return nil, err
+}
+
+// publish returns the latest list of a key version, which is signed if it is not fresh any more.
+func (u *use) publish(ref keyspec.Ref) (*CRL, error) {
 	key, err := u.metadata(u.store, ref.Name, u.now)
 	if err != nil {
 		return nil, err
@@ -111,19 +135,57 @@ func (u *use) revocationList(ref keyspec.Ref) (*CRL, error) {
 		return nil, err
 	}
 	defer done()
+	if u.now, err = u.turn(); err != nil {
+		return nil, err
+	}
+	if err := u.remember(ref); err != nil {
+		return nil, err
+	}
 	if list := u.fresh(ref); list != nil {
 		return list, nil
 	}
-	list, err := u.signList(key, v)
-	if err != nil {
-		// A device that needs a person is no reason to be without a list as long as the last one is valid and complete.
-		if last := u.own.get(ref); last.CRL != nil && last.store == u.store && u.now.Before(last.NextUpdate) && last.changes == u.own.changes.Load() {
-			u.happened(EventAlert, ref, "the revocation list was not renewed: "+err.Error())
-			return last.CRL, nil
-		}
+	if key, err = u.metadata(u.store, ref.Name, u.now); err != nil { // as it is now
 		return nil, err
 	}
-	return list, nil
+	if v, err = version(key, ref.Version, u.now); err != nil {
+		return nil, err
+	}
+	return u.signList(key, v)
+}
+
+// remember takes the list of before a start from its document, if it is there and complete.
+func (u *use) remember(ref keyspec.Ref) error {
+	if last := u.own.get(ref); last.CRL != nil && last.store == u.store {
+		return nil
+	}
+	changes := u.own.changes.Load()
+	stored, _, err := u.lastList(ref)
+	if err != nil || len(stored.List) == 0 {
+		return err
+	}
+	parsed, err := pki.ParseCRL(stored.List)
+	if err != nil {
+		return fmt.Errorf("%w: revocation list of %s: %w", keystore.ErrDamaged, ref, err)
+	}
+	public, err := u.store.Public(ref)
+	if err != nil || len(public.Chain) == 0 {
+		return err
+	}
+	certificate, err := pki.ParseCertificate(public.Chain[0])
+	if err != nil {
+		return err
+	}
+	revoked, err := u.revokedBy(certificate)
+	if err != nil {
+		return err
+	}
+	for _, r := range revoked {
+		if on, found := parsed.Revoked(r.Serial); !found || on.Reason != r.Reason {
+			return nil
+		}
+	}
+	u.own.put(ref, ownList{&CRL{DER: stored.List, Number: stored.Number, ThisUpdate: stored.ThisUpdate, NextUpdate: stored.NextUpdate, Entries: parsed.Len()}, changes, u.store})
+	return nil
 }
 
 // fresh returns the list that was signed last if it will do, or nil.
@@ -142,14 +204,14 @@ func (u *use) signList(key *keystore.Key, v *keystore.Version) (*CRL, error) {
 	if err := u.tick(u.ctx, u.store, u.now); err != nil {
 		return nil, err
 	}
-	stored, err := u.store.Public(ref)
+	public, err := u.store.Public(ref)
 	if err != nil {
 		return nil, err
 	}
-	if len(stored.Chain) == 0 {
+	if len(public.Chain) == 0 {
 		return nil, fmt.Errorf("%w: %s", ErrNoCertificate, ref)
 	}
-	certificate, err := pki.ParseCertificate(stored.Chain[0])
+	certificate, err := pki.ParseCertificate(public.Chain[0])
 	if err != nil {
 		return nil, err
 	}
@@ -181,7 +243,11 @@ func (u *use) signList(key *keystore.Key, v *keystore.Version) (*CRL, error) {
 	if err != nil {
 		return nil, err
 	}
-	change, err := document(kindCRL, ref.String(), revision, storedCRL{crlFormat, list.Number, list.ThisUpdate, list.NextUpdate}, false)
+	stored := storedCRL{crlFormat, list.Number, list.ThisUpdate, list.NextUpdate, nil}
+	if len(list.DER) <= maxKept {
+		stored.List = list.DER
+	}
+	change, err := document(kindCRL, ref.String(), revision, stored, false)
 	if err != nil {
 		return nil, err
 	}
@@ -213,16 +279,15 @@ func (u *use) revokedBy(issuer *x509.Certificate) (entries []pki.Revocation, err
 	if err != nil {
 		return nil, err
 	}
+	seen := make(map[string]bool) // of keys that were brought in, two certificates may have the same number
+	slices.SortFunc(all, func(a, b Revocation) int {
+		return cmp.Or(a.At.Compare(b.At), a.Certificate.SerialNumber.Cmp(b.Certificate.SerialNumber), cmp.Compare(b.Reason, a.Reason))
+	})
 	for _, r := range all {
-		if bytes.Equal(r.Certificate.RawIssuer, issuer.RawSubject) && u.now.Before(r.Certificate.NotAfter.Add(crlPeriod)) {
+		if bytes.Equal(r.Certificate.RawIssuer, issuer.RawSubject) && u.now.Before(r.Certificate.NotAfter.Add(crlPeriod)) && !seen[r.Certificate.SerialNumber.String()] {
+			seen[r.Certificate.SerialNumber.String()] = true
 			entries = append(entries, pki.Revocation{Serial: r.Certificate.SerialNumber, At: r.At, Reason: r.Reason})
 		}
 	}
-	slices.SortFunc(entries, func(a, b pki.Revocation) int {
-		if c := a.At.Compare(b.At); c != 0 {
-			return c
-		}
-		return a.Serial.Cmp(b.Serial)
-	})
 	return entries, nil
 }

@@ -57,6 +57,8 @@ type use struct {
 	spent   *blockOf // of which a use of a limited key was taken
 	drains  uint64   // of spent, before that
 
+	apps map[string]*Application // as they were found, of an act that goes over many keys; else nil
+
 	recorded bool   // the audit entry of success was committed with the change
 	detail   string // for the audit
 }

@@ -36,6 +36,7 @@ type Config struct {
 	Now    func() time.Time   // nil: time.Now
 
 	Devices Devices // of resident keys; nil: there are none
+	Renewal Renewal
 
 	CacheIdle time.Duration // after which an unused parsed key is forgotten; 0: DefaultCacheIdle
 	CacheKeys int           // parsed keys held at most; 0: DefaultCacheKeys
@@ -68,6 +69,7 @@ type Engine struct {
 	lists      listCache // revocation lists of others
 	own        ownLists  // revocation lists of our own
 	events     events
+	renewals   renewals
 
 	counters counters
 	writers  stripes
@@ -85,6 +87,7 @@ type Engine struct {
 	wakeJanitor   chan struct{}
 	wakeCopier    chan struct{}
 	wakeScheduler chan struct{}
+	wakeRenewer   chan struct{}
 	wakeChecker   chan struct{}
 }
 
@@ -95,6 +98,7 @@ func New(c Config) *Engine {
 		wakeJanitor:   make(chan struct{}, 1),
 		wakeCopier:    make(chan struct{}, 1),
 		wakeScheduler: make(chan struct{}, 1),
+		wakeRenewer:   make(chan struct{}, 1),
 		wakeChecker:   make(chan struct{}, 1),
 	}
 	if e.log == nil {
@@ -115,6 +119,7 @@ func New(c Config) *Engine {
 	e.publics = newLRU[keyspec.Ref, crypto.PublicKey](size)
 	e.residents = newLRU[keyspec.Ref, *loaded](size)
 	e.unreplaced = newLRU[keyspec.Name, time.Time](size)
+	e.renewals.set(c.Renewal)
 	e.store.Store(c.Store)
 	e.policy.Store(c.Policy)
 	return e
@@ -147,6 +152,7 @@ func (e *Engine) Unlocked() error {
 	e.touch()
 	signal(e.wakeCopier)
 	signal(e.wakeScheduler)
+	signal(e.wakeRenewer)
 	signal(e.wakeChecker)
 	info := s.Info()
 	return e.note("keystore_open", fmt.Sprintf("store %x instance %x epoch %d", info.StoreID, info.InstanceID, info.Epoch))
@@ -241,11 +247,11 @@ func signal(c chan struct{}) {
 }
 
 // Run does what happens without a caller, until ctx is done: it copies recorded acts from the outbox to the audit log,
-// carries out due destructions and erasures, checks a store that was not stopped properly, forgets idle keys and has their
+// carries out due destructions and erasures, renews keys and revocation lists, checks a store that was not stopped properly, forgets idle keys and has their
 // remains collected, writes the time down, and tests mechanisms.
 func (e *Engine) Run(ctx context.Context) {
 	done := make(chan struct{})
-	tasks := []func(context.Context){e.runCopier, e.runScheduler, e.runChecker, e.runJanitor, e.runClock, e.tests.runAll}
+	tasks := []func(context.Context){e.runCopier, e.runScheduler, e.runRenewer, e.runChecker, e.runJanitor, e.runClock, e.tests.runAll}
 	for _, f := range tasks {
 		go func() {
 			defer func() { done <- struct{}{} }()

@@ -463,6 +463,9 @@ func (u *use) makeGeneration(g *generation) (*Certified, error) {
 	}
 	u.happened(kind, out.Ref, "expires "+out.Expires.UTC().Format(time.DateOnly))
 	signal(u.wakeScheduler)
+	if p.rank == rankRoot || p.rank == rankModule {
+		signal(u.wakeRenewer) // something may hang on it
+	}
 	return out, nil
 }
 

@@ -323,6 +323,13 @@ func (o *turns) try(name string) (done func()) {
 	return done
 }
 
+// idle reports whether nobody has a turn.
+func (o *turns) idle() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return len(o.busy) == 0
+}
+
 // next returns what ends the turn at a name, or what is closed at the end of somebody else's.
 func (o *turns) next(name string) (done func(), busy chan struct{}) {
 	o.mu.Lock()

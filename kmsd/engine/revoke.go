@@ -91,7 +91,7 @@ func (u *use) revoke(w *withdrawal) (*keystore.Key, error) {
 		}
 		u.happened(EventRevoked, keyspec.Ref{Name: w.ref.Name, Version: number}, detail)
 	}
-	signal(u.wakeScheduler)
+	signal(u.wakeRenewer)
 	if !w.replaces {
 		return after, nil
 	}

@@ -104,14 +104,11 @@ func (u *use) storedDomain(name string) (*Domain, uint64, error) {
 // TrustDomains returns the domains, by name, without the keystore's own.
 func (e *Engine) TrustDomains(ctx context.Context, c *Caller) (list []Domain, err error) {
 	err = e.do(ctx, c, &act{op: "trust_domains"}, func(u *use) error {
-		names := make(map[string]bool)
-		for _, name := range defaultDomains {
-			names[name] = true
-		}
-		if err := u.allDocuments(kindTrust, func(d *keystore.Document) error { names[d.Name] = true; return nil }); err != nil {
+		names, err := u.domainNames()
+		if err != nil {
 			return err
 		}
-		for _, name := range slices.Sorted(maps.Keys(names)) {
+		for _, name := range names {
 			d, _, err := u.storedDomain(name)
 			if err != nil {
 				return err
@@ -121,6 +118,16 @@ func (e *Engine) TrustDomains(ctx context.Context, c *Caller) (list []Domain, er
 		return nil
 	})
 	return list, err
+}
+
+// domainNames returns the names of the domains, sorted.
+func (u *use) domainNames() ([]string, error) {
+	names := make(map[string]bool)
+	for _, name := range defaultDomains {
+		names[name] = true
+	}
+	err := u.allDocuments(kindTrust, func(d *keystore.Document) error { names[d.Name] = true; return nil })
+	return slices.Sorted(maps.Keys(names)), err
 }
 
 // SetTrustDomain adds a domain or changes the rules of one. Days that are 0 are left as they are, or at their default.
