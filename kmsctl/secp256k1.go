@@ -36,6 +36,7 @@ func secp256k1PKCS8(der []byte) []byte {
 		return nil
 	}
 	clear(sec1.Key)
+	pkcs8.Version = 0
 	pkcs8.Algorithm.Algorithm = oidECPublicKey
 	pkcs8.Algorithm.Parameters.FullBytes, _ = asn1.Marshal(oidSecp256k1)
 	pkcs8.Key = der

@@ -226,6 +226,59 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
+// TestOtherCertificates: among certificates of the same name the right issuer is found, and authorities that certify each other are no endless
+// chain.
+func TestOtherCertificates(t *testing.T) {
+	parse := func(der []byte, err error) *x509.Certificate {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := pki.ParseCertificate(der)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	subject := func(cn string) pki.Subject {
+		s, err := pki.ParseSubject("CN="+cn, nil, nil, nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	now := time.Now()
+	ca := pki.Profile{NotBefore: now.Add(-time.Hour), NotAfter: now.AddDate(1, 0, 0), CA: true, PathLen: -1}
+	leaf := ca
+	leaf.CA = false
+	ed := func() crypto.Signer { _, k, _ := ed25519.GenerateKey(rand.Reader); return k }
+	a, b, key := ed(), ed(), ed()
+	certA, certB := parse(pki.SelfSign(a, subject("A"), ca)), parse(pki.SelfSign(b, subject("B"), ca))
+	aByB := parse(pki.Issue(b, certB, a.Public(), subject("A"), ca))
+	bByA := parse(pki.Issue(a, certA, b.Public(), subject("B"), ca))
+	signer := parse(pki.Issue(a, certA, key.Public(), subject("signer"), leaf))
+
+	chain := []*x509.Certificate{signer, aByB, bByA}
+	der, err := cms.Sign(key, chain, bytes.NewReader(content), cms.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s, err := cms.Verify(der, bytes.NewReader(content)); err != nil || len(s.Chain) > 4 || len(s.Chain) < 3 {
+		t.Errorf("authorities that certify each other: %+v, %v", s, err)
+	}
+	chain = chain[:1]
+	for len(chain) < cms.MaxCertificates-1 {
+		chain = append(chain, parse(pki.SelfSign(ed(), subject("A"), ca)))
+	}
+	chain = append(chain, certA)
+	if der, err = cms.Sign(key, chain, bytes.NewReader(content), cms.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := cms.Verify(der, bytes.NewReader(content)); err != nil || len(s.Chain) != 2 || !s.Chain[1].Equal(certA) {
+		t.Errorf("many of one name: %+v, %v", s, err)
+	}
+}
+
 // wrong signs something else.
 type wrong struct{ crypto.Signer }
 

@@ -18,10 +18,11 @@ import (
 	"github.com/kmsd-project/kmsd/client/pkix"
 )
 
-// minRSA and maxRSA bound the keys that signatures are verified with, in bits.
+// minRSA and maxRSA bound the keys that signatures are verified with, in bits; maxTries is how many signatures of certificates are.
 const (
-	minRSA = 2048
-	maxRSA = 8192
+	minRSA   = 2048
+	maxRSA   = 8192
+	maxTries = 2 * MaxCertificates
 )
 
 // Signature is a detached signature that was parsed and, unless it comes from [Verify], not verified.
@@ -317,13 +318,18 @@ func (s *Signature) findSigner(id cryptobyte.String, tag asn1.Tag) (*x509.Certif
 	return nil, fmt.Errorf("%w: it does not have the signer's certificate", ErrUnsupported)
 }
 
-// chainOf returns c and its issuers among the certificates.
+// chainOf returns c and its issuers among the certificates. Somebody could have made them so that many signatures have to be tried, or slow
+// ones: maxTries are.
 func (s *Signature) chainOf(c *x509.Certificate) []*x509.Certificate {
 	chain := []*x509.Certificate{c}
+	tries := 0
 	for len(chain) <= len(s.Certificates) && !bytes.Equal(c.RawIssuer, c.RawSubject) {
 		var next *x509.Certificate
 		for _, issuer := range s.Certificates {
-			if bytes.Equal(issuer.RawSubject, c.RawIssuer) && c.CheckSignatureFrom(issuer) == nil {
+			if key, ok := issuer.PublicKey.(*rsa.PublicKey); ok && key.N.BitLen() > maxRSA || !bytes.Equal(issuer.RawSubject, c.RawIssuer) || tries == maxTries {
+				continue
+			}
+			if tries++; c.CheckSignatureFrom(issuer) == nil {
 				next = issuer
 				break
 			}

@@ -175,7 +175,13 @@ func (c *cursor) integer(s *span) bool {
 	return ok
 }
 
-func negative(integer []byte) bool { return len(integer) > 0 && integer[0]&0x80 != 0 }
+// negative reports whether the content of an INTEGER is negative, in its shortest form: no other gets a stand-in.
+func negative(integer []byte) bool {
+	if len(integer) > 1 && integer[0] == 0xff && integer[1]&0x80 != 0 {
+		return false
+	}
+	return len(integer) > 0 && integer[0]&0x80 != 0
+}
 
 // twosComplement returns the value of a negative number.
 func twosComplement(b []byte) *big.Int {

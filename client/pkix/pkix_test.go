@@ -102,6 +102,12 @@ func TestNegativeSerial(t *testing.T) {
 	if err := other.CheckSignatureFrom(root); err == nil {
 		t.Error("a changed signature verifies")
 	}
+	longer := bytes.Clone(root.Raw) // the serial number is as long as it was, and could be shorter
+	at, _ := locate(longer)
+	copy(at.serial.of(longer), []byte{0xff, 0xff})
+	if _, err := ParseCertificate(longer); err == nil {
+		t.Error("a serial number that is not in its shortest form is read")
+	}
 	for _, test := range []struct {
 		in   []byte
 		want int64
