@@ -31,7 +31,7 @@ PREFIX     ?= /usr/local
 SYSCONFDIR ?= /etc
 export BIN DESTDIR PREFIX SYSCONFDIR BINDIR LIBEXECDIR UNITDIR USERUNITDIR SYSUSERSDIR TMPFILESDIR DATADIR
 
-.PHONY: help build install uninstall demo test test-packages list-packages check vuln fuzz bench man clean
+.PHONY: help build install uninstall demo test test-packages list-packages check vuln fuzz bench migration man clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -111,6 +111,10 @@ fuzz: ## every fuzz target for FUZZTIME (default 30s; 1000x is a number of input
 
 bench: build ## measure the bars of docs/benchmarks.md
 	$(GO) test ./kmsd/bench -run '^TestBars$$' -count=1 -timeout 60m -v -bars
+
+migration: build ## import a made-up deployment of MOSIP with KEYS base keys (default 10000), and measure
+	@dir=$$(mktemp -d); trap 'rm -rf $$dir' EXIT; CGO_ENABLED=0 $(GO) build -o $$dir/generate ./kmsctl/mosipdb/mosipdbtest/generate && \
+		BIN=$(BIN):$$dir KEYS=$(or $(KEYS),10000) kmsctl/testdata/migration.sh
 
 man: ## write packaging/man and packaging/completions again
 	$(GO) test ./kmsctl -run '^TestPackaging$$' -count=1 -update
