@@ -24,13 +24,13 @@ func newMaster(a *app) *cobra.Command {
 func newMasterGenerate(a *app) *cobra.Command {
 	var holder holderFlags
 	var out certOut
-	var force, csr bool
+	var force, csr, symmetric bool
 	var protection, escrow string
 	c := uses(&cobra.Command{
 		Use:   "generate APP[/REF] [flags]",
-		Short: "Make the root key, the module key of an application, or a sign key",
+		Short: "Make the root key, the module key of an application, a sign key or an AES key",
 		Long: `Make a key of the hierarchy with its certificate. ROOT is the root key, self-signed; APP the module key of an application, certified by
-ROOT; APP/SIGN, APP/EC_SECP256K1_SIGN, APP/EC_SECP256R1_SIGN and APP/ED25519_SIGN are sign keys. Without --force a key that is
+ROOT; APP/SIGN, APP/EC_SECP256K1_SIGN, APP/EC_SECP256R1_SIGN and APP/ED25519_SIGN are sign keys; AES keys APP/REF have no certificate. Without --force a key that is
 current is shown as it is, so that this may be repeated. What was signed or encrypted with an older version can still be verified and decrypted.
 
 With --csr a request for an outside authority is written; what it issues is brought in with "kmsctl cert upload". The name of the
@@ -39,6 +39,8 @@ holder is that of the application (kmsctl app show) where no flag says otherwise
   kmsctl master generate REGISTRATION
   kmsctl master generate KERNEL/SIGN --o Example --san dns:keys.example.org
   kmsctl master generate PMS --csr --out pms.csr
+  kmsctl master generate KERNEL/IDENTITY_CACHE
+  kmsctl master generate WALLET/CACHE --symmetric
   kmsctl master generate ROOT --force`,
 		Args:              exactArgs("APP[/REF]"),
 		ValidArgsFunction: a.completeMasters,
@@ -53,7 +55,7 @@ holder is that of the application (kmsctl app show) where no flag says otherwise
 			var k *client.CertifiedKey
 			err := a.with(c.Context(), func(ctx context.Context, cl *client.Client) (err error) {
 				k, err = cl.GenerateMaster(ctx, args[0], client.MasterKey{
-					Holder: holder.holder(), Force: force, Request: csr, Protection: keyspec.Protection(protection), Escrow: keyspec.Escrow(escrow),
+					Holder: holder.holder(), Force: force, Request: csr, Symmetric: symmetric, Protection: keyspec.Protection(protection), Escrow: keyspec.Escrow(escrow),
 				})
 				return err
 			})
@@ -68,6 +70,8 @@ holder is that of the application (kmsctl app show) where no flag says otherwise
 	flags := c.Flags()
 	flags.BoolVar(&force, "force", false, "make a new version although there is a current one")
 	flags.BoolVar(&csr, "csr", false, "write a request for an outside authority (PKCS#10)")
+	flags.BoolVar(&symmetric, "symmetric", false, "make APP/REF an AES-256 key, where the application does not say so (kmsctl app set --key)")
+	c.MarkFlagsMutuallyExclusive("csr", "symmetric")
 	flags.StringVar(&protection, "protection", "", "where the key is: hsm, tpm or software (default: that of the application)")
 	flags.StringVar(&escrow, "escrow", "", "of a module key in a tpm or hsm: recipients (a backup can restore its base keys elsewhere, default) or none (they die with the device)")
 	c.RegisterFlagCompletionFunc("protection", cobra.FixedCompletions(protections, cobra.ShellCompDirectiveNoFileComp))
@@ -152,7 +156,7 @@ func writeCertified(w io.Writer, k *client.CertifiedKey) {
 	}
 	fields(w, "Key", k.Ref+" ("+what+")", "Key ID", v.KeyID, "Thumbprint", v.Thumbprint, "Subject", v.Subject, "Issuer", v.Issuer,
 		"Not before", local(k.NotBefore), "Expires", local(k.Expires))
-	if len(k.Chain) == 0 {
+	if len(k.Chain) == 0 && k.KeyID != "" { // AES keys have neither
 		fmt.Fprintln(w, "It has no certificate yet: kmsctl cert csr writes a request, kmsctl cert upload brings in what the authority issues.")
 	}
 }

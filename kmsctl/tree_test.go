@@ -67,7 +67,9 @@ kmsctl key find --spki --ssh --cka-id --certificate --in
 kmsctl key rotate
 kmsctl key suspend
 kmsctl key resume
-kmsctl key revoke --reason
+kmsctl key revoke --reason --replace --no-replace
+kmsctl crl get --format --out
+kmsctl watch --recent --once
 kmsctl key destroy --now --cancel --yes
 kmsctl key import --in
 kmsctl sign --key --scheme --encoding --in --out
@@ -88,7 +90,7 @@ kmsctl public --format
 kmsctl app list
 kmsctl app show
 kmsctl app set --profile --days --pre-expire --base-days --base-pre-expire --alg --protection --key --no-key --active --inactive --cn --ou --o --l --st --c --san
-kmsctl master generate --csr --force --protection --escrow --cn --ou --o --l --st --c --san --format --out
+kmsctl master generate --csr --force --symmetric --protection --escrow --cn --ou --o --l --st --c --san --format --out
 kmsctl hierarchy generate --config --dry-run
 kmsctl clock accept --yes
 kmsctl cert get --format --chain --out
