@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"maps"
@@ -224,7 +223,7 @@ func (e *Engine) TrustAdd(ctx context.Context, c *Caller, domain string, bundle 
 				return err
 			}
 			changes = append(changes, change)
-			added = append(added, string(r.Role)+" "+change.Name[:16])
+			added = append(added, string(r.Role)+" "+shortSum(r.Certificate))
 		}
 		u.detail = fmt.Sprintf("%s: %d of %d: %s", d.Name, len(added), len(results), strings.Join(added, ", "))
 		if len(changes) == 0 {
@@ -245,7 +244,7 @@ func (u *use) judge(trust *pki.Trust, bundle []*x509.Certificate, left time.Dura
 	for i, c := range bundle {
 		results[i].Certificate = c
 		switch {
-		case slices.ContainsFunc(trust.Roots, c.Equal), slices.ContainsFunc(trust.Intermediates, c.Equal):
+		case slices.ContainsFunc(trust.Roots, same(c)), slices.ContainsFunc(trust.Intermediates, same(c)):
 			results[i].Reasons = []pki.Reason{{Code: pki.Duplicate, Text: "the domain has it already"}}
 		default:
 			if results[i].Reasons = pki.AdmitCA(c, u.now, left); len(results[i].Reasons) == 0 {
@@ -261,7 +260,7 @@ func (u *use) judge(trust *pki.Trust, bundle []*x509.Certificate, left time.Dura
 				continue
 			}
 			again := *trust
-			again.Removed = slices.DeleteFunc(slices.Clone(trust.Removed), r.Certificate.Equal)
+			again.Removed = slices.DeleteFunc(slices.Clone(trust.Removed), same(r.Certificate))
 			if pki.IsSelfSigned(r.Certificate) {
 				r.Role, r.Added = RoleRoot, true
 				again.Roots = append(again.Roots, r.Certificate)
@@ -281,6 +280,11 @@ func (u *use) judge(trust *pki.Trust, bundle []*x509.Certificate, left time.Dura
 		}
 	}
 	return results
+}
+
+// same returns a function that recognises a certificate.
+func same(c *x509.Certificate) func(*x509.Certificate) bool {
+	return func(o *x509.Certificate) bool { return pki.SameCertificate(c, o) }
 }
 
 // mark says that the caller does something now.
@@ -366,13 +370,11 @@ func (e *Engine) TrustRemove(ctx context.Context, c *Caller, domain string, role
 		}
 		var changes []keystore.DocumentChange
 		for _, kind := range kinds {
-			change, err := u.removal(kind, hex.EncodeToString(sum[:]))
+			some, err := u.removals(kind, sum)
 			if err != nil {
 				return err
 			}
-			if change != nil {
-				changes = append(changes, *change)
-			}
+			changes = append(changes, some...)
 		}
 		if len(changes) == 0 {
 			return errNotInDomain(d.Name, sum)
@@ -381,23 +383,20 @@ func (e *Engine) TrustRemove(ctx context.Context, c *Caller, domain string, role
 	})
 }
 
-// removal marks a certificate as removed. It returns nil when there is none, or it is removed already.
-func (u *use) removal(kind, name string) (*keystore.DocumentChange, error) {
-	old, err := u.store.Document(kind, name)
-	if errors.Is(err, keystore.ErrNotFound) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	s, _, err := decodeCertificate(&old)
-	if err != nil || s.Removed != nil {
-		return nil, err
-	}
-	mark := u.mark()
-	s.Removed = &mark
-	change, err := document(kind, name, old.Revision, s, true)
-	return &change, err
+// removals marks the certificate of a SHA-256 as removed, if there is one that is not removed already.
+func (u *use) removals(kind string, sum [sha256.Size]byte) (changes []keystore.DocumentChange, err error) {
+	err = u.allDocuments(kind, func(d *keystore.Document) error {
+		s, c, err := decodeCertificate(d)
+		if err != nil || s.Removed != nil || sha256.Sum256(c.Raw) != sum {
+			return err
+		}
+		mark := u.mark()
+		s.Removed = &mark
+		change, err := document(kind, d.Name, d.Revision, s, true)
+		changes = append(changes, change)
+		return err
+	})
+	return changes, err
 }
 
 // PartnerAdd admits the certificate of a partner to a domain: see pki.AdmitPartner for what it has to be; and a path to a root of the
@@ -434,7 +433,7 @@ func (e *Engine) PartnerAdd(ctx context.Context, c *Caller, domain, organization
 		if len(result.Reasons) == 0 {
 			result.Reasons = trust.Verify(chain[:1], u.now).Reasons
 		}
-		u.detail = fmt.Sprintf("%s: %s %s", d.Name, organization, fingerprint(leaf.Raw)[:16])
+		u.detail = fmt.Sprintf("%s: %s %s", d.Name, organization, shortSum(leaf))
 		if len(result.Reasons) > 0 {
 			u.detail += ", refused: " + string(result.Reasons[0].Code)
 			return nil

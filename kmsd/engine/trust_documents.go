@@ -3,6 +3,7 @@ package engine
 import (
 	"crypto/sha256"
 	"crypto/x509"
+	"encoding/asn1"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -14,8 +15,7 @@ import (
 )
 
 // What is trusted is in documents of the store. Those of a domain have kinds of their own, so that a verdict reads one domain
-// and no more; their names are the lower-case hexadecimal SHA-256 of the certificate, or for a revocation list of issuer and
-// key identifier.
+// and no more; the name of a certificate is its fingerprint, that of a revocation list is made of its issuer's name and key.
 const (
 	kindTrust   = "trust"      // settings of a domain, by its name
 	kindRevoked = "revoked"    // certificates of ours that were revoked
@@ -70,10 +70,25 @@ type storedRevocation struct {
 	Reason      keyspec.Reason `json:"reason"`
 }
 
-// fingerprint is the name of a certificate in documents.
+// fingerprint is the name of a certificate in documents: the SHA-256 of what its issuer has signed, in hexadecimal.
+//
+// Invariant: what was removed or revoked is found whatever its holder makes of it. The rest of a certificate can be changed by anybody so
+// that it remains valid: of (r, s), an ECDSA signature, (r, -s) is one as well.
 func fingerprint(der []byte) string {
+	var certificate, signed asn1.RawValue
+	if _, err := asn1.Unmarshal(der, &certificate); err == nil {
+		if _, err := asn1.Unmarshal(certificate.Bytes, &signed); err == nil {
+			der = signed.FullBytes
+		}
+	}
 	sum := sha256.Sum256(der)
 	return hex.EncodeToString(sum[:])
+}
+
+// shortSum is the beginning of the SHA-256 of a certificate, for the audit.
+func shortSum(c *x509.Certificate) string {
+	sum := sha256.Sum256(c.Raw)
+	return hex.EncodeToString(sum[:8])
 }
 
 // decodeTrust is decodeDocument for the documents of this file.

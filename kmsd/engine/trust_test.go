@@ -9,6 +9,7 @@ import (
 	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
+	"encoding/asn1"
 	"errors"
 	"fmt"
 	"math/big"
@@ -187,7 +188,7 @@ func TestTrustAdd(t *testing.T) {
 	h.restart()
 	expect(t, "after a restart", h.judged("DEVICE", leaf), "trusted")
 	// Everything is recorded, with what was added.
-	if all := strings.Join(h.records(), "\n"); !strings.Contains(all, "trust_add @0 ok DEVICE: 3 of 6: intermediate "+fingerprint(low.c.Raw)[:16]) {
+	if all := strings.Join(h.records(), "\n"); !strings.Contains(all, "trust_add @0 ok DEVICE: 3 of 6: intermediate "+shortSum(low.c)) {
 		t.Error(all)
 	}
 }
@@ -661,4 +662,96 @@ func TestOtherDomain(t *testing.T) {
 	ca.now = h.clock.Now()
 	_, err = upload("PMS/own", "", ca.leaf("CN=x", key.Public(), encipher))
 	want(t, "over a key of ours", err, ErrState)
+}
+
+// disguised returns a certificate that is as valid as c, with other bytes: of the ECDSA signature (r, s) it has (r, n-s).
+func disguised(t testing.TB, c *x509.Certificate) *x509.Certificate {
+	t.Helper()
+	var signature struct{ R, S *big.Int }
+	if _, err := asn1.Unmarshal(c.Signature, &signature); err != nil {
+		t.Fatal(err)
+	}
+	signature.S.Sub(elliptic.P256().Params().N, signature.S)
+	other, err := asn1.Marshal(signature)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var outer struct {
+		Signed, Algorithm asn1.RawValue
+		Signature         asn1.BitString
+	}
+	if _, err := asn1.Unmarshal(c.Raw, &outer); err != nil {
+		t.Fatal(err)
+	}
+	outer.Signature = asn1.BitString{Bytes: other, BitLength: 8 * len(other)}
+	der, err := asn1.Marshal(outer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := pki.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again.Equal(c) {
+		t.Fatal("it is no disguise")
+	}
+	return again
+}
+
+// TestDisguisedCertificates: who has a certificate can change its signature so that it remains one.
+func TestDisguisedCertificates(t *testing.T) {
+	h := newHouse(t)
+	ctx := t.Context()
+	root := h.newOutside("Root", nil, 10)
+	middle := h.newOutside("Middle", root, 9)
+	h.added("DEVICE", root.c, middle.c)
+	leaf := middle.leaf("CN=x,O=Partner", nil, func(p *pki.Profile) { p.NotAfter = h.clock.Now().AddDate(1, 0, 0) })
+	expect(t, "a disguise is as good", h.judged("DEVICE", disguised(t, leaf), disguised(t, middle.c)), "trusted")
+	expect(t, "the same CA", h.added("DEVICE", disguised(t, middle.c)), "duplicate")
+	if r, err := h.PartnerAdd(ctx, h.admin, "DEVICE", "Partner", []*x509.Certificate{leaf}); err != nil || !r.Added {
+		t.Fatal(r, err)
+	}
+	if err := h.removed("DEVICE", RolePartner, leaf); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, "a removed partner", h.judged("DEVICE", leaf), "removed")
+	expect(t, "a removed partner in disguise", h.judged("DEVICE", disguised(t, leaf)), "removed")
+	if err := h.removed("DEVICE", "", middle.c); err != nil {
+		t.Fatal(err)
+	}
+	other := middle.leaf("CN=y", nil)
+	expect(t, "below a removed CA in disguise", h.judged("DEVICE", other, disguised(t, middle.c)), "removed")
+	if err := h.removed("DEVICE", "", root.c); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, "below a removed root in disguise", h.judged("DEVICE", other, disguised(t, middle.c), disguised(t, root.c)), "removed")
+
+	// One of ours, issued by a key that signs with ECDSA.
+	h.hierarchy()
+	h.create("REGISTRATION/ca", keyspec.ECDSAP256, keyspec.Sign, keyspec.Verify, keyspec.Certify)
+	h.create("REGISTRATION/leaf", keyspec.ECDSAP256, keyspec.Sign, keyspec.Verify)
+	issue := func(key, issuer string, p pki.Profile) *x509.Certificate {
+		t.Helper()
+		s, err := pki.ParseSubject("CN="+key, nil, nil, nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		chain, err := h.CertIssue(ctx, h.app, ref(t, issuer), nil, ref(t, key), &s, &p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := pki.ParseCertificate(chain[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	issue("REGISTRATION/ca", "REGISTRATION", pki.Profile{CA: true, PathLen: 0})
+	ours := issue("REGISTRATION/leaf", "REGISTRATION/ca", pki.Profile{})
+	expect(t, "ours in disguise", h.judged(OwnDomain, disguised(t, ours)), "trusted")
+	if _, err := h.Revoke(ctx, h.app, ref(t, "REGISTRATION/leaf"), keyspec.Superseded, ReplaceNo); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, "revoked", h.judged(OwnDomain, ours), "revoked")
+	expect(t, "revoked, in disguise", h.judged(OwnDomain, disguised(t, ours)), "revoked")
 }

@@ -46,7 +46,7 @@ func (e *Engine) CertUpload(ctx context.Context, c *Caller, ref keyspec.Ref, bun
 			return err
 		}
 		u.version = v
-		u.detail = "certificate " + fingerprint(chain[0].Raw)[:16]
+		u.detail = "certificate " + shortSum(chain[0])
 		after, err := u.replaceChain(keyspec.Ref{Name: key.Name, Version: v.Number}, raws(chain), true)
 		if err != nil {
 			return err
@@ -207,7 +207,7 @@ func (e *Engine) CertUploadOther(ctx context.Context, c *Caller, name keyspec.Na
 		u.setPublic(&ch, v, stored.SPKI)
 		ch.Public[number] = stored
 		u.version = v
-		u.detail = "another domain's certificate " + fingerprint(chain[0].Raw)[:16]
+		u.detail = "another domain's certificate " + shortSum(chain[0])
 		if err := u.commit(keystore.Commit{Changes: []keystore.Change{ch}}); err != nil {
 			return err
 		}

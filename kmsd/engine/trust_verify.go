@@ -42,7 +42,7 @@ func (e *Engine) TrustVerify(ctx context.Context, c *Caller, domain string, chai
 		if !v.Trusted {
 			u.detail = v.Domain + " not trusted: " + string(v.Reasons[0].Code)
 		}
-		u.detail += " " + fingerprint(parsed[0].Raw)[:16]
+		u.detail += " " + shortSum(parsed[0])
 		return nil
 	})
 	if err != nil {
@@ -108,8 +108,8 @@ func (u *use) verdict(domain string, chain []*x509.Certificate, at time.Time) (*
 const maxOwn = 256
 
 // ownTrust returns what a verdict on a certificate of our own hierarchy rests on: the certificates of ROOT, those of the issuers, and
-// which of them all are revoked. A certificate that is attached to one of our keys brings its chain; for another one, issued for
-// somebody's request, the module keys are asked.
+// which of them all are revoked. A certificate of one of our keys brings its chain and the module key of its namespace; for another one,
+// issued for somebody's request, all module keys are asked.
 func (u *use) ownTrust(chain []*x509.Certificate) (*pki.Trust, error) {
 	trust := &pki.Trust{}
 	known := slices.Clone(chain)
@@ -121,13 +121,13 @@ func (u *use) ownTrust(chain []*x509.Certificate) (*pki.Trust, error) {
 	if err := u.ownRoots(trust, add); err != nil {
 		return nil, err
 	}
-	leaf := false // is attached to a key
+	leaf := false // is of a key of ours
 	for i := 0; i < len(known); i++ {
-		attached, err := u.ownCertificate(trust, known[i], add)
+		ours, err := u.ownCertificate(trust, known[i], add)
 		if err != nil {
 			return nil, err
 		}
-		leaf = leaf || i == 0 && attached
+		leaf = leaf || i == 0 && ours
 		if i == len(chain)-1 && !leaf {
 			if err := u.moduleCertificates(add); err != nil {
 				return nil, err
@@ -196,8 +196,8 @@ func (u *use) moduleCertificates(add func(*x509.Certificate)) error {
 	return nil
 }
 
-// ownCertificate looks a certificate up: whether it is revoked, and, when it is attached to a key, whether that is, and the chain
-// that goes with it. It reports whether it is attached to a key.
+// ownCertificate looks a certificate up: whether it is revoked, and, when it is of a key of ours, whether that is, and the CAs
+// above it. It reports whether it is of a key of ours. By its public key it is found whatever its holder has made of it.
 func (u *use) ownCertificate(trust *pki.Trust, c *x509.Certificate, add func(*x509.Certificate)) (bool, error) {
 	revoke := func(at time.Time, reason keyspec.Reason) {
 		trust.Revoked = append(trust.Revoked, pki.Withdrawn{
@@ -211,8 +211,8 @@ func (u *use) ownCertificate(trust *pki.Trust, c *x509.Certificate, add func(*x5
 	if r != nil {
 		revoke(r.At, r.Reason)
 	}
-	sum := sha256.Sum256(c.Raw)
-	ref, err := u.store.Alias(keystore.AliasThumbprint, sum[:])
+	sum := sha256.Sum256(c.RawSubjectPublicKeyInfo)
+	ref, err := u.store.Alias(keystore.AliasSPKI, sum[:])
 	if errors.Is(err, keystore.ErrNotFound) {
 		return false, nil
 	}
@@ -235,6 +235,11 @@ func (u *use) ownCertificate(trust *pki.Trust, c *x509.Certificate, add func(*x5
 	}
 	if !v.Revoked.IsZero() {
 		revoke(v.Revoked, v.Reason)
+	}
+	// The chain that is attached may be of another certificate of the key, issued by another version of the module key.
+	err = u.certificatesOf(keyspec.Name(ref.Name.Namespace()), func(_ *keystore.Key, _ *keystore.Version, c *x509.Certificate) { add(c) })
+	if err != nil {
+		return false, err
 	}
 	stored, err := u.store.Public(ref)
 	if err != nil {

@@ -59,6 +59,13 @@ func (t *Trust) Verify(chain []*x509.Certificate, at time.Time) Verdict {
 	return s.best
 }
 
+// SameCertificate reports whether an issuer has signed the same thing with both. The bytes around that, signatures among them, can be
+// changed by whoever has the certificate, so that they remain valid: they do not count where something is to be recognised that he would
+// rather not have recognised.
+func SameCertificate(a, b *x509.Certificate) bool {
+	return bytes.Equal(a.RawTBSCertificate, b.RawTBSCertificate)
+}
+
 // search is a search for a path.
 type search struct {
 	*Trust
@@ -72,7 +79,7 @@ type search struct {
 // extend looks for paths that begin with path. It reports whether there was one without a fault.
 func (s *search) extend(path []*x509.Certificate) bool {
 	last := path[len(path)-1]
-	if slices.ContainsFunc(s.Removed, last.Equal) {
+	if slices.ContainsFunc(s.Removed, func(c *x509.Certificate) bool { return SameCertificate(c, last) }) {
 		return s.offer(path, 3, Reason{len(path) - 1, Removed, "it was removed from the domain"})
 	}
 	if slices.ContainsFunc(s.Roots, last.Equal) {
