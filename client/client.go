@@ -242,7 +242,7 @@ func isRepeatable(op string) bool {
 	switch op {
 	case proto.OpPing, proto.OpWhoami, proto.OpStatus, proto.OpCapabilities, proto.OpSelfTest,
 		proto.OpKeyGet, proto.OpKeyList, proto.OpKeyFind, proto.OpPublic, proto.OpCertRequest, proto.OpCertGet,
-		proto.OpAppList, proto.OpAppGet, proto.OpCertCurrent, proto.OpCertCSR, proto.OpCertList, proto.OpCRLGet, proto.OpEvents,
+		proto.OpAppList, proto.OpAppGet, proto.OpCertCurrent, proto.OpCertCSR, proto.OpCertList, proto.OpCRLGet, proto.OpExpiry, proto.OpEvents,
 		proto.OpTrustDomains, proto.OpTrustList, proto.OpTrustVerify,
 		proto.OpSign, proto.OpVerify, proto.OpMAC, proto.OpMACVerify, proto.OpEncrypt, proto.OpDecrypt,
 		proto.OpRewrap, proto.OpWrap, proto.OpDataKey, proto.OpRandom,

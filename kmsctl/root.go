@@ -46,7 +46,7 @@ Exit codes: 0 success, 1 refused or failed, 2 wrong usage, 3 the daemon cannot b
 	}
 	add(daemon, newStatus(a), newDoctor(a), newWhoami(a), newCapabilities(a), newPing(a), newInit(a), newLock(a), newUnlock(a))
 	add(keys, newKey(a), newPublic(a), newMap(a))
-	add(hierarchy, newApplication(a), newMaster(a), newHierarchy(a), newWatch(a), newCRL(a), newClock(a))
+	add(hierarchy, newApplication(a), newMaster(a), newHierarchy(a), newExpiry(a), newWatch(a), newCRL(a), newClock(a))
 	add(use, newSign(a), newVerify(a), newEncrypt(a), newDecrypt(a), newRewrap(a), newMAC(a), newMACVerify(a),
 		newWrap(a), newUnwrap(a), newAgree(a), newDerive(a), newDataKey(a), newRandom(a), newBatch(a))
 	add(certificates, newCert(a), newTrust(a), newPartner(a), newPacket(a), newMachine(a))

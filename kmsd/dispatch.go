@@ -122,7 +122,7 @@ func replySpace(op string) int {
 	case proto.OpCapabilities:
 		return 16 << 10
 	case proto.OpRandom, proto.OpBatch, proto.OpKeyList, proto.OpKeyFind, proto.OpAuditTail, proto.OpCertGet,
-		proto.OpAppList, proto.OpAppGet, proto.OpMasterGenerate, proto.OpCertCurrent, proto.OpCertCSR, proto.OpCertList, proto.OpCRLGet, proto.OpEvents,
+		proto.OpAppList, proto.OpAppGet, proto.OpMasterGenerate, proto.OpCertCurrent, proto.OpCertCSR, proto.OpCertList, proto.OpCRLGet, proto.OpExpiry, proto.OpEvents,
 		proto.OpCertUpload, proto.OpTrustAdd, proto.OpTrustList, proto.OpTrustVerify, proto.OpTrustDomains, proto.OpPartnerAdd:
 		return proto.MaxControlFrame
 	case proto.OpStreamUpdate: // of a backup

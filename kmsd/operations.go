@@ -94,6 +94,7 @@ func operations() map[string]operation {
 		proto.OpCertList:       {onBoth, whenReady, disk, handleCertList},
 		proto.OpCRLGet:         {onBoth, whenReady, listing, handleCRLGet},
 		proto.OpEvents:         {onAdmin, whenSealed, watching, handleEvents},
+		proto.OpExpiry:         {onAdmin, whenReady, disk, handleExpiry},
 		proto.OpClockAccept:    {onAdmin, whenReady, disk, handleClockAccept},
 
 		proto.OpSlotList:     {onAdmin, whenSealed, device, handleSlotList},

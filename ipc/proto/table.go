@@ -108,6 +108,7 @@ func Bodies() []Body {
 		body[CertList, CertListReply](OpCertList),
 		body[CRLGet, CRLReply](OpCRLGet),
 		body[Events, EventsReply](OpEvents),
+		body[Expiry, ExpiryReply](OpExpiry),
 		body[Empty, Clock](OpClockAccept),
 
 		body[Empty, SlotListReply](OpSlotList),
