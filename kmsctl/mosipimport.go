@@ -292,7 +292,7 @@ func (m *migration) bringIn(ctx context.Context, d *mosipdb.Deployment) error {
 	if err := m.policies(ctx, daemon, d); err != nil {
 		return err
 	}
-	if err := m.keys(ctx, daemon, d.Keys); err != nil {
+	if err := m.keys(ctx, d.Keys); err != nil {
 		return err
 	}
 	if err := m.randomKeys(ctx, daemon, d); err != nil {
@@ -399,7 +399,7 @@ func (m *migration) policy(ctx context.Context, daemon *client.Client, name stri
 }
 
 // keys imports keys in their order: those that others need by themselves, base keys and certificates several at once.
-func (m *migration) keys(ctx context.Context, daemon *client.Client, keys []*mosipdb.Key) error {
+func (m *migration) keys(ctx context.Context, keys []*mosipdb.Key) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	m.failed = make(map[string]bool)
@@ -410,7 +410,7 @@ func (m *migration) keys(ctx context.Context, daemon *client.Client, keys []*mos
 	for range importAtOnce {
 		workers.Go(func() {
 			for k := range queue {
-				if err := m.key(ctx, daemon, k); err != nil {
+				if err := m.key(ctx, k); err != nil {
 					cancel(err)
 				}
 				p.step()
@@ -428,7 +428,7 @@ func (m *migration) keys(ctx context.Context, daemon *client.Client, keys []*mos
 			}
 			continue
 		}
-		if err := m.key(ctx, daemon, k); err != nil {
+		if err := m.key(ctx, k); err != nil {
 			cancel(err)
 		}
 		p.step()
@@ -442,7 +442,7 @@ func (m *migration) keys(ctx context.Context, daemon *client.Client, keys []*mos
 }
 
 // key imports one key. An error ends the import; what the daemon refuses is reported.
-func (m *migration) key(ctx context.Context, daemon *client.Client, k *mosipdb.Key) error {
+func (m *migration) key(ctx context.Context, k *mosipdb.Key) error {
 	needs := k.Kind == mosipdb.Base || k.Kind == mosipdb.Sign && len(k.Generations[0].Wrapped) > 0
 	m.mu.Lock()
 	skip := needs && m.failed[k.Application]
@@ -452,7 +452,7 @@ func (m *migration) key(ctx context.Context, daemon *client.Client, k *mosipdb.K
 	if skip {
 		outcome, err = outcomeSkipped, fmt.Errorf("its module key %s could not be imported", k.Application)
 	} else {
-		outcome, err = m.migrate(ctx, daemon, k)
+		outcome, err = m.migrate(ctx, k)
 		if err != nil {
 			if ends(err) {
 				return err
@@ -473,7 +473,7 @@ func (m *migration) key(ctx context.Context, daemon *client.Client, k *mosipdb.K
 }
 
 // migrate hands one key to the daemon.
-func (m *migration) migrate(ctx context.Context, daemon *client.Client, k *mosipdb.Key) (outcome string, err error) {
+func (m *migration) migrate(ctx context.Context, k *mosipdb.Key) (outcome string, err error) {
 	request := client.Migration{Name: string(k.Name), Generations: make([]client.Generation, len(k.Generations))}
 	secrets := make([][]byte, len(k.Generations))
 	for i := range k.Generations {
@@ -503,7 +503,10 @@ func (m *migration) migrate(ctx context.Context, daemon *client.Client, k *mosip
 		}
 	}
 	for {
-		outcome, _, err = daemon.Migrate(ctx, request, secrets)
+		err = m.app.with(ctx, func(ctx context.Context, daemon *client.Client) (err error) {
+			outcome, _, err = daemon.Migrate(ctx, request, secrets)
+			return err
+		})
 		if !errors.Is(err, client.ErrBusy) {
 			return outcome, err
 		}

@@ -22,7 +22,6 @@ const (
 	wrappedSize = enclave.SecretSize + 16
 	boundSize   = 16
 	maxSPKI     = 600 // RSA-4096 is 550
-	maxID       = 255 // bytes of a CKA_ID, and of a CKA_LABEL, that others have given
 	slotFormat  = 1
 	keyFormat   = 1
 	takenFormat = 2

@@ -23,7 +23,11 @@ func sampleKeys() []*Key {
 	k.BindTo([]byte("a"))
 	s := &Key{Algorithm: keyspec.AES128GCM, Serial: "0123456789abcdef", ID: bytes.Repeat([]byte{8}, IDSize), SPKI: []byte{}}
 	s.BindTo(nil)
-	return []*Key{k, s}
+	l := &Key{Algorithm: keyspec.RSA2048, Serial: "1", ID: []byte{}, Label: "a label / of others", Taken: true, SPKI: make([]byte, 294)}
+	i := &Key{Algorithm: keyspec.RSA2048, Serial: "1", ID: []byte{1}, Taken: true, SPKI: make([]byte, 294)}
+	l.BindTo(nil)
+	i.BindTo(nil)
+	return []*Key{k, s, l, i}
 }
 
 func TestBlobs(t *testing.T) {
@@ -46,7 +50,7 @@ func TestBlobs(t *testing.T) {
 			t.Fatal(err)
 		}
 		back, err := DecodeKey(b)
-		if err != nil || back.Algorithm != k.Algorithm || back.Serial != k.Serial || !bytes.Equal(back.ID, k.ID) || !bytes.Equal(back.SPKI, k.SPKI) {
+		if err != nil || back.Algorithm != k.Algorithm || back.Serial != k.Serial || !bytes.Equal(back.ID, k.ID) || back.Taken != k.Taken || back.Label != k.Label || !bytes.Equal(back.SPKI, k.SPKI) {
 			t.Errorf("%+v: %v", back, err)
 		}
 		if k.BelongsTo([]byte("b")) {
@@ -65,8 +69,8 @@ func FuzzBlob(f *testing.F) {
 			f.Fatal(err)
 		}
 		for _, kind := range []string{Kind, keyKind} {
-			if _, body, err := enclave.DecodeBlob(kind, b); err == nil {
-				f.Add(uint8(1), body)
+			if version, body, err := enclave.DecodeBlob(kind, b); err == nil {
+				f.Add(version, body)
 			}
 		}
 	}

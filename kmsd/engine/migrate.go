@@ -138,7 +138,6 @@ func (u *use) migrate(m *Migration) (*keystore.Key, Outcome, error) {
 	if err != nil {
 		return nil, "", err
 	}
-	defer u.writers.lock(m.Name)()
 	before, err := u.store.Get(m.Name)
 	switch {
 	case errors.Is(err, keystore.ErrNotFound):
@@ -376,8 +375,13 @@ func (u *use) bringIn(m *Migration, p *place, key *keystore.Key, row *mechanism.
 		// Of the versions, the device of the guard is asked only about those that are in the store.
 		guarded := cloneKey(next)
 		guarded.Versions = append(slices.Clone(key.Versions), next.Versions[len(next.Versions)-1])
-		return u.withGuard(guarded, m.Escrow, func(g *keystore.NamespaceGuard) error {
+		escrow := m.Escrow
+		if first > 0 {
+			escrow = "" // as it was chosen
+		}
+		return u.withGuard(guarded, escrow, func(g *keystore.NamespaceGuard) error {
 			ch.Guard = g
+			defer u.writers.lock(m.Name)() // what came in between shows in the revision
 			return u.commit(keystore.Commit{Changes: []keystore.Change{*ch}})
 		})
 	})
