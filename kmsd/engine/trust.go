@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
@@ -260,7 +261,9 @@ func (u *use) judge(trust *pki.Trust, bundle []*x509.Certificate, left time.Dura
 				continue
 			}
 			again := *trust
-			again.Removed = slices.DeleteFunc(slices.Clone(trust.Removed), same(r.Certificate))
+			again.Removed = slices.DeleteFunc(slices.Clone(trust.Removed), func(o *x509.Certificate) bool { // it, or one that it replaces
+				return bytes.Equal(o.RawSubjectPublicKeyInfo, r.Certificate.RawSubjectPublicKeyInfo)
+			})
 			if pki.IsSelfSigned(r.Certificate) {
 				r.Role, r.Added = RoleRoot, true
 				again.Roots = append(again.Roots, r.Certificate)

@@ -12,7 +12,7 @@ import (
 type Trust struct {
 	Roots         []*x509.Certificate // trust anchors
 	Intermediates []*x509.Certificate // CAs of which paths can be built; nothing is trusted because it is here
-	Removed       []*x509.Certificate // nothing is trusted over one of these, whoever has signed it
+	Removed       []*x509.Certificate // nothing is trusted over one of these or over its key, whoever has signed it
 	CRLs          []*CRL              // of these CAs
 	Revoked       []Withdrawn         // what is known to be revoked without a list
 }
@@ -76,10 +76,23 @@ type search struct {
 	close int // how close best came: 1 it just ends, 2 a bad link ends it, 3 it was cut off, 4 it ends in a root: then fewer faults are better
 }
 
+// removed reports whether c was removed. Another certificate of a key that was removed is so, too, unless it was added itself: when it
+// takes the place of the one that was removed, and not when a chain brings it along.
+func (s *search) removed(c *x509.Certificate) bool {
+	same := func(o *x509.Certificate) bool { return SameCertificate(c, o) }
+	if slices.ContainsFunc(s.Removed, same) {
+		return true
+	}
+	return slices.ContainsFunc(s.Removed, func(o *x509.Certificate) bool {
+		return bytes.Equal(c.RawSubjectPublicKeyInfo, o.RawSubjectPublicKeyInfo)
+	}) &&
+		!slices.ContainsFunc(s.Roots, same) && !slices.ContainsFunc(s.Intermediates, same)
+}
+
 // extend looks for paths that begin with path. It reports whether there was one without a fault.
 func (s *search) extend(path []*x509.Certificate) bool {
 	last := path[len(path)-1]
-	if slices.ContainsFunc(s.Removed, func(c *x509.Certificate) bool { return SameCertificate(c, last) }) {
+	if s.removed(last) {
 		return s.offer(path, 3, Reason{len(path) - 1, Removed, "it was removed from the domain"})
 	}
 	if slices.ContainsFunc(s.Roots, last.Equal) {

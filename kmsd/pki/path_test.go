@@ -102,6 +102,9 @@ func TestVerify(t *testing.T) {
 		{"removed-root", list{leaf, middle, rootA}, Trust{Roots: list{rootB}, Removed: list{rootA}}, "leaf M A", "2 removed"},
 		{"removed-and-not-sent", list{leaf}, Trust{Roots: list{rootB}, Intermediates: list{middle}, Removed: list{rootA}}, "leaf M A", "2 removed"},
 		{"removed-leaf", list{leaf, middle}, Trust{Roots: list{rootA}, Removed: list{leaf}}, "leaf", "0 removed"},
+		{"removed-key", list{leaf, cross}, Trust{Roots: list{rootB}, Removed: list{middle}}, "leaf M", "1 removed"},
+		{"removed-and-replaced", list{leaf}, Trust{Roots: list{rootB}, Intermediates: list{cross}, Removed: list{middle}}, "leaf M B", ""},
+		{"removed-root-cross-certified", list{leaf, middle, called(t, "p384", rootB, "p256", "A", true)}, Trust{Roots: list{rootB}, Removed: list{rootA}}, "leaf M A", "2 removed"},
 		{"around-the-removed", list{leaf, old}, Trust{Roots: list{rootA}, Intermediates: list{middle}, Removed: list{old}}, "leaf M A", ""},
 		{"empty", nil, Trust{Roots: list{rootA}}, "", "0 malformed"},
 	} {
