@@ -18,6 +18,7 @@ import (
 	"github.com/kmsd-project/kmsd/enclave/pkcs11"
 	"github.com/kmsd-project/kmsd/enclave/recovery"
 	"github.com/kmsd-project/kmsd/enclave/tpm"
+	"github.com/kmsd-project/kmsd/kmsd/engine"
 	"github.com/kmsd-project/kmsd/policy"
 )
 
@@ -49,6 +50,7 @@ type config struct {
 	StoreID    string       `toml:"store_id"` // of the only keystore that is opened; see storePin
 	Unlock     unlockConfig `toml:"unlock"`
 	Devices    deviceConfig `toml:"devices"`
+	Renew      renewConfig  `toml:"renew"`
 }
 
 type socketConfig struct {
@@ -86,6 +88,31 @@ func (c *unlockConfig) validate() error {
 		}
 	}
 	return nil
+}
+
+// renewConfig says how keys are renewed before they expire.
+type renewConfig struct {
+	Enabled *bool  `toml:"enabled"` // false: only when somebody asks for it
+	Jitter  string `toml:"jitter"`  // time over which keys are spread that are due together; engine.DefaultJitter when empty
+}
+
+// maxJitter is the largest jitter.
+const maxJitter = 30 * 24 * time.Hour
+
+// renewal returns what the engine is told.
+func (c *renewConfig) renewal() (r engine.Renewal, err error) {
+	r.Off = c.Enabled != nil && !*c.Enabled
+	if c.Jitter == "" {
+		return r, nil
+	}
+	r.Jitter, err = time.ParseDuration(c.Jitter)
+	if err != nil || r.Jitter < 0 || r.Jitter > maxJitter {
+		return r, fmt.Errorf("%w: renew.jitter %q is not a time from 0s to %v, such as 24h", errConfig, c.Jitter, maxJitter)
+	}
+	if r.Jitter == 0 {
+		r.Jitter = -1 // none, and not the default
+	}
+	return r, nil
 }
 
 // deviceConfig says which devices there are for resident keys, and what kmsd must know to use devices.
@@ -196,7 +223,8 @@ func (c *config) validate() error {
 	if _, err := parseStorePin(c.StoreID); err != nil {
 		return err
 	}
-	return errors.Join(c.Unlock.validate(), c.Devices.validate(), c.Helpers.validate())
+	_, err := c.Renew.renewal()
+	return errors.Join(c.Unlock.validate(), c.Devices.validate(), c.Helpers.validate(), err)
 }
 
 // parseMode reads octal permissions; empty is fallback.

@@ -57,6 +57,8 @@ keys = 5
 		"[limits]\nconnections = \"many\"\n":     "line 2",
 		"mode = \"user\"\nmode = \"user\"\n":     "line 2",
 		"# " + strings.Repeat("x", maxConfig):    "over",
+		"[renew]\njitter = \"a day\"":            "renew.jitter",
+		"[renew]\njitter = \"1000h\"":            "renew.jitter",
 	} {
 		_, err := parseConfig([]byte(in))
 		if !errors.Is(err, errConfig) || !strings.Contains(err.Error(), want) {
@@ -225,6 +227,9 @@ func TestShippedConfiguration(t *testing.T) {
 	}
 	if c := examples.Cache; c.Keys != engine.DefaultCacheKeys || time.Duration(c.IdleSeconds)*time.Second != engine.DefaultCacheIdle {
 		t.Errorf("cache %+v", c)
+	}
+	if r, err := examples.Renew.renewal(); err != nil || r.Off || r.Jitter != engine.DefaultJitter {
+		t.Errorf("renewal %+v, %v", r, err)
 	}
 
 	policyFile, err := os.ReadFile("../packaging/policy.toml")

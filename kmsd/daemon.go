@@ -128,8 +128,12 @@ func run(ctx context.Context, c config, reread func() (config, error), log *slog
 		return err
 	}
 	d.policy.Store(snapshot)
+	renewal, err := c.Renew.renewal()
+	if err != nil {
+		return err
+	}
 	d.engine = engine.New(engine.Config{
-		Audit: d.audit, Policy: snapshot, Log: log, Devices: d.slots,
+		Audit: d.audit, Policy: snapshot, Log: log, Devices: d.slots, Renewal: renewal,
 		Code:      func(err error) string { return string(wireError(err).Code) },
 		CacheIdle: time.Duration(c.Cache.IdleSeconds) * time.Second, CacheKeys: c.Cache.Keys,
 	})
