@@ -10,8 +10,9 @@ import (
 type Attribute struct{ Type, Value string }
 
 // EditName returns the Name raw with other values for some attributes. They come in the order that attributes shall have: one that
-// raw has is replaced where it stands, one that it lacks goes before the first that comes after it in the list, and one with an empty
-// value is removed. Everything else of raw stays as it is, byte for byte, string types included. Errors wrap ErrName.
+// raw has is replaced where it stands first, and is there once then; one that it lacks goes before the first that comes after it in the
+// list, and one with an empty value is removed. Everything else of raw stays as it is, byte for byte, string types included. Errors
+// wrap ErrName.
 func EditName(raw []byte, attributes []Attribute) ([]byte, error) {
 	rdns, err := parseRDNs(raw)
 	if err != nil {
@@ -28,15 +29,12 @@ func EditName(raw []byte, attributes []Attribute) ([]byte, error) {
 		}
 		oids = append(oids, oid)
 	}
-	at := func(oid asn1.ObjectIdentifier) int {
-		return slices.IndexFunc(rdns, func(rdn rdnSET) bool { return len(rdn) == 1 && rdn[0].Type.Equal(oid) })
+	is := func(oid asn1.ObjectIdentifier) func(rdnSET) bool {
+		return func(rdn rdnSET) bool { return len(rdn) == 1 && rdn[0].Type.Equal(oid) }
 	}
 	for i, a := range attributes {
-		place := at(oids[i])
 		if a.Value == "" {
-			if place >= 0 {
-				rdns = slices.Delete(rdns, place, place+1)
-			}
+			rdns = slices.DeleteFunc(rdns, is(oids[i]))
 			continue
 		}
 		known, _, _ := lookupType(a.Type)
@@ -47,13 +45,14 @@ func EditName(raw []byte, attributes []Attribute) ([]byte, error) {
 			return nil, err
 		}
 		rdn := rdnSET{{oids[i], asn1.RawValue{Tag: known.tag, Bytes: []byte(a.Value)}}}
-		if place >= 0 {
+		if place := slices.IndexFunc(rdns, is(oids[i])); place >= 0 {
 			rdns[place] = rdn
+			rdns = slices.Concat(rdns[:place+1], slices.DeleteFunc(rdns[place+1:], is(oids[i])))
 			continue
 		}
-		place = len(rdns)
+		place := len(rdns)
 		for _, later := range oids[i+1:] {
-			if p := at(later); p >= 0 {
+			if p := slices.IndexFunc(rdns, is(later)); p >= 0 {
 				place = min(place, p)
 			}
 		}

@@ -17,6 +17,8 @@ func TestEditName(t *testing.T) {
 		{"CN=old,O=Example,C=IN", []Attribute{{"CN", "new"}}, "CN=new,O=Example,C=IN"},
 		{"CN=old,O=Example", []Attribute{{"C", "IN"}, {"ST", "KA"}, {"O", "Other"}, {"CN", "old"}}, "CN=old,O=Other,ST=KA,C=IN"},
 		{"CN=old,O=Example,C=IN", []Attribute{{"C", "IN"}, {"O", ""}, {"OU", "U"}, {"CN", "old"}}, "CN=old,OU=U,C=IN"},
+		{"CN=b,OU=2,CN=a,OU=1,C=IN", []Attribute{{"OU", ""}, {"CN", "x"}}, "CN=x,C=IN"},
+		{"CN=c,OU=2,CN=b,OU=1,CN=a", []Attribute{{"OU", "3"}, {"CN", "x"}}, "OU=3,CN=x"},
 		{"DC=example,CN=x", []Attribute{{"CN", "y"}}, "DC=example,CN=y"},
 		{"CN=x", []Attribute{{"C", "ü"}}, ""},
 		{"CN=x", []Attribute{{"CN", "a\x00b"}}, ""},
