@@ -131,7 +131,8 @@ func (s *Store) prepareDocument(p *preparedChange, c *DocumentChange) error {
 	return nil
 }
 
-// Document returns a document. It returns ErrNotFound if there is none, and ErrDamaged if there is one that cannot be read.
+// Document returns a document. It returns ErrNotFound if there is none, and ErrDamaged if there is one that cannot be read: with its
+// revision, if that is known, so that another one can take its place.
 func (s *Store) Document(kind, name string) (Document, error) {
 	var d Document
 	err := s.read(func(h *head) (err error) {
@@ -139,7 +140,7 @@ func (s *Store) Document(kind, name string) (Document, error) {
 		return err
 	})
 	if err != nil {
-		return Document{}, fmt.Errorf("document %s/%s: %w", kind, name, err)
+		return Document{Revision: d.Revision}, fmt.Errorf("document %s/%s: %w", kind, name, err)
 	}
 	return d, nil
 }
@@ -153,7 +154,9 @@ func (s *Store) document(h *head, key recordKey) (Document, error) {
 	if !found || x.flags&entryDestroyed != 0 {
 		return Document{}, ErrNotFound
 	}
-	return s.openDocument(&x, blob)
+	d, err := s.openDocument(&x, blob)
+	d.Revision = x.revision
+	return d, err
 }
 
 func (s *Store) openDocument(x *entry, blob []byte) (Document, error) {

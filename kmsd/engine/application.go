@@ -188,7 +188,7 @@ func orPeriod(set, byDefault, days int) int {
 // fitting is how long before its end a key is replaced that is valid for so long: the time that is meant for it if that is no more than
 // two thirds of the validity, else one third. So no key is due when it is made.
 func fitting[T int | time.Duration](before, validity T) T {
-	if 3*before <= 2*validity {
+	if before <= validity/3*2 { // three times a period of maxDays is more than a Duration holds
 		return before
 	}
 	return validity / 3
@@ -203,8 +203,8 @@ func (a *Application) check() error {
 		return fmt.Errorf("%w: an application has a name of one segment: %w", ErrInput, keyspec.ErrName)
 	}
 	for _, p := range [][2]int{{a.Days, a.PreExpireDays}, {a.BaseDays, a.BasePreExpireDays}} {
-		if p[0] < 1 || p[0] > maxDays || p[1] < 0 || p[1] >= p[0] {
-			return bad("a key is valid for 1 to %d days, and replaced fewer days before the end than that", maxDays)
+		if p[0] < 1 || p[0] > maxDays || p[1] < 0 || 3*p[1] > 2*p[0] {
+			return bad("a key is valid for 1 to %d days, and replaced at most two thirds of them before the end", maxDays)
 		}
 	}
 	if !a.Algorithm.IsRSA() {

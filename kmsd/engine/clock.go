@@ -50,15 +50,12 @@ func (l *latest) load(s *keystore.Store) error {
 		return nil
 	}
 	d, err := s.Document(kindClock, clockName)
-	switch {
-	case errors.Is(err, keystore.ErrNotFound):
-		l.store, l.written, l.revision, l.seen = s, time.Time{}, 0, time.Time{}
-		return nil
-	case err != nil:
-		return err
-	}
 	var stored storedClock
-	if err := decodeDocument(&d, clockFormat, &stored); err != nil {
+	if err == nil {
+		err = decodeDocument(&d, clockFormat, &stored)
+	}
+	if err != nil && !errors.Is(err, keystore.ErrNotFound) {
+		l.revision = d.Revision // on which ClockAccept bases another document
 		return err
 	}
 	l.store, l.written, l.revision, l.seen = s, stored.Latest, d.Revision, stored.Latest

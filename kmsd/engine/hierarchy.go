@@ -160,6 +160,7 @@ type standing struct {
 	public  keystore.Public   // of version
 	until   time.Time         // when version or its certificate expires, whichever comes first; zero: never
 	usable  bool              // active, and certified unless it is a symmetric key
+	early   bool              // certified by a clock that was ahead: not valid yet
 	due     bool              // for replacement
 }
 
@@ -189,10 +190,11 @@ func (u *use) standing(p *place) (*standing, error) {
 		if s.until.IsZero() || c.NotAfter.Before(s.until) {
 			s.until = c.NotAfter
 		}
+		s.early = u.now.Add(clockTolerance).Before(c.NotBefore)
 	}
 	active := stateAt(key, s.version, u.now) == keyspec.Active && s.version.DestroyAt.IsZero() && (s.until.IsZero() || u.now.Before(s.until))
 	s.usable = active && (len(s.public.Chain) > 0 || len(s.public.SPKI) == 0)
-	s.due = !active || !s.until.IsZero() && !u.now.Before(s.renewal())
+	s.due = !active || s.early || !s.until.IsZero() && !u.now.Before(s.renewal())
 	return s, nil
 }
 

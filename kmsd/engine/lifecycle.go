@@ -368,6 +368,9 @@ func (e *Engine) Rotate(ctx context.Context, c *Caller, name keyspec.Name, notBe
 		if err != nil {
 			return err
 		}
+		if err := rotatable(key); err != nil {
+			return err
+		}
 		if err := u.tick(u.ctx, u.store, u.now); err != nil {
 			return err
 		}
@@ -413,17 +416,21 @@ func (e *Engine) Rotate(ctx context.Context, c *Caller, name keyspec.Name, notBe
 	return after, nil
 }
 
-func (u *use) rotated(key *keystore.Key, b, spki []byte, notBefore, expires time.Time, noExpiry bool) (*keystore.Change, error) {
-	if key.Origin == keyspec.Derived {
-		return nil, fmt.Errorf("%w: a derived key is rotated by deriving another", ErrUnsupported)
-	}
-	if key.Origin == keyspec.Foreign {
-		return nil, fmt.Errorf("%w: a key of somebody else is rotated by its owner, who then sends another certificate", ErrUnsupported)
-	}
-	if key.Profile == mechanism.ProfileMOSIPMachine {
-		return nil, &Remedied{fmt.Errorf("%w: the key of a machine is its identity and has no successor", ErrUnsupported),
+// rotatable says why a key gets no successor by itself, or nil.
+func rotatable(key *keystore.Key) error {
+	switch {
+	case key.Origin == keyspec.Derived:
+		return fmt.Errorf("%w: a derived key is rotated by deriving another", ErrUnsupported)
+	case key.Origin == keyspec.Foreign:
+		return fmt.Errorf("%w: a key of somebody else is rotated by its owner, who then sends another certificate", ErrUnsupported)
+	case key.Profile == mechanism.ProfileMOSIPMachine:
+		return &Remedied{fmt.Errorf("%w: the key of a machine is its identity and has no successor", ErrUnsupported),
 			"if the machine is to become another one: kmsctl machine release, then register it again"}
 	}
+	return nil
+}
+
+func (u *use) rotated(key *keystore.Key, b, spki []byte, notBefore, expires time.Time, noExpiry bool) (*keystore.Change, error) {
 	if err := room(key); err != nil {
 		return nil, err
 	}

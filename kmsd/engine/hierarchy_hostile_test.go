@@ -1,0 +1,229 @@
+package engine
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kmsd-project/kmsd/keystore"
+	"github.com/kmsd-project/kmsd/keystore/keyspec"
+	"github.com/kmsd-project/kmsd/kmsd/mechanism"
+	"github.com/kmsd-project/kmsd/kmsd/pki"
+	"github.com/kmsd-project/kmsd/policy"
+)
+
+// TestHolderIsNotForModules: who may use an application does not choose under which name the root certifies it.
+func TestHolderIsNotForModules(t *testing.T) {
+	h := newHouse(t)
+	h.hierarchy()
+	h.master(Master{Name: "REGISTRATION/SIGN"})
+	h.clock.add(1050 * day)
+	for _, name := range []keyspec.Name{"REGISTRATION", "REGISTRATION/SIGN"} {
+		got, err := h.CertCurrent(t.Context(), h.app, name, &Holder{DN: DN{CN: "www.mosip.io (KERNEL)"}, SANs: []string{"dns:kernel.example"}})
+		if err != nil || !got.Made {
+			t.Fatalf("%s: %+v, %v", name, got, err)
+		}
+		if c := leaf(t, got); strings.Contains(dn(t, c.RawSubject), "KERNEL") || len(c.DNSNames) > 0 {
+			t.Errorf("%s became %s, %v", name, dn(t, c.RawSubject), c.DNSNames)
+		}
+	}
+}
+
+// TestRootCertifiesNothingByHand: a key that somebody has made under the name of a module or sign key is not certified by the root because
+// it is over; an administrator has to generate one.
+func TestRootCertifiesNothingByHand(t *testing.T) {
+	h := newHouse(t)
+	h.hierarchy()
+	expires := h.clock.Now().Add(time.Hour)
+	for _, n := range []*NewKey{
+		{Name: "ID_REPO", Algorithm: keyspec.RSA2048, Profile: mechanism.ProfileMOSIPModule, Expires: expires},
+		{Name: "RESIDENT", Algorithm: keyspec.RSA2048, Profile: mechanism.ProfileMOSIPModule, Expires: expires},
+		{Name: "ID_REPO/SIGN", Algorithm: keyspec.RSA2048, Usages: []keyspec.Usage{keyspec.Sign, keyspec.Verify}, Expires: expires},
+	} {
+		if _, err := h.Create(t.Context(), h.app, n, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	name, err := pki.ParseName("CN=www.mosip.io (KERNEL)")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name1 := range []keyspec.Name{"RESIDENT", "ID_REPO/SIGN"} {
+		if _, err := h.CertSelfSign(t.Context(), h.app, keyspec.Ref{Name: name1}, &pki.Subject{RawName: name}, &pki.Profile{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := h.Revoke(t.Context(), h.app, keyspec.Ref{Name: "ID_REPO"}, keyspec.Superseded, ReplaceYes); err != nil {
+		t.Fatal(err)
+	}
+	h.clock.add(2 * time.Hour)
+	for _, name := range []keyspec.Name{"ID_REPO", "RESIDENT", "ID_REPO/SIGN"} {
+		got, err := h.CertCurrent(t.Context(), h.app, name, nil)
+		want(t, string(name), err, ErrNoCertificate)
+		if got != nil {
+			t.Errorf("%s: %v by %s", name, got.Ref, dn(t, leaf(t, got).RawIssuer))
+		}
+		h.checkChain(h.master(Master{Name: name}))
+	}
+}
+
+// TestRequestWithoutIssuer: the module key waits for its certificate, so there is no base key to ask for a request of.
+func TestRequestWithoutIssuer(t *testing.T) {
+	h := newHouse(t)
+	h.master(Master{Name: RootName})
+	h.master(Master{Name: "REGISTRATION", CSR: true})
+	_, err := h.CertRequestFor(t.Context(), h.app, "REGISTRATION/x", nil)
+	want(t, "request", err, ErrNoCertificate)
+}
+
+// TestNotYetValid: what was certified by a clock that ran ahead is replaced when the time has been accepted.
+func TestNotYetValid(t *testing.T) {
+	h := newHouse(t)
+	h.master(Master{Name: RootName})
+	h.clock.add(365 * 10 * day)
+	h.master(Master{Name: RootName})
+	h.master(Master{Name: "REGISTRATION"})
+	h.base("REGISTRATION/x")
+	h.clock.add(-365 * 10 * day)
+	if got := h.base("REGISTRATION/x"); got.Made {
+		t.Errorf("replaced behind the time: %v", got.Ref)
+	}
+	want(t, "accept", h.ClockAccept(t.Context(), h.admin), nil)
+	if got := h.base("REGISTRATION/x"); got.Made {
+		t.Errorf("replaced without a root: %v", got.Ref)
+	}
+	h.clock.add(time.Hour)
+	if got := h.master(Master{Name: RootName}); !got.Made {
+		t.Errorf("%v is not replaced", got.Ref)
+	}
+	got := h.base("REGISTRATION/x")
+	if !got.Made || got.Ref.Version != 2 {
+		t.Errorf("%v", got.Ref)
+	}
+	h.checkChain(got)
+	if again := h.base("REGISTRATION/x"); again.Made {
+		t.Errorf("%v once more", again.Ref)
+	}
+}
+
+// TestForeignIsNotRotated: also where our own module key has certified somebody else's key.
+func TestForeignIsNotRotated(t *testing.T) {
+	h := newHouse(t)
+	h.hierarchy()
+	partner := newHouse(t)
+	partner.hierarchy()
+	request, err := partner.CertRequestFor(t.Context(), partner.app, "REGISTRATION/x", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := h.clock.Now()
+	chain, err := h.CertIssue(t.Context(), h.app, keyspec.Ref{Name: "REGISTRATION"}, request.Request, keyspec.Ref{}, &pki.Subject{},
+		&pki.Profile{NotBefore: now, NotAfter: now.Add(day), KeyUsage: []string{"keyEncipherment"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	certificate, err := pki.ParseCertificate(chain[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	module := parsedAt(t, h.base("REGISTRATION"), 0)
+	if _, err := h.CertUploadOther(t.Context(), h.app, "REGISTRATION/partner", []*x509.Certificate{certificate, module}, ""); err != nil {
+		t.Fatal(err)
+	}
+	_, err = h.Rotate(t.Context(), h.app, "REGISTRATION/partner", time.Time{}, time.Time{}, false)
+	want(t, "rotate", err, ErrUnsupported)
+}
+
+// TestPeriodsAreKept: what is set is what happens, whatever the numbers.
+func TestPeriodsAreKept(t *testing.T) {
+	h := newHouse(t)
+	_, err := h.SetApplication(t.Context(), h.admin, &Application{Name: "REGISTRATION", BaseDays: 100, BasePreExpireDays: 90})
+	want(t, "replaced after a tenth of its validity", err, ErrInput)
+	if got := fitting(days(maxDays-1), days(maxDays)); got > 2*days(maxDays)/3 {
+		t.Errorf("%v of %v", got, days(maxDays))
+	}
+	for _, c := range [][3]int{{0, 1, 0}, {1, 1, 0}, {2, 3, 2}, {60, 90, 60}, {61, 90, 30}, {1125, 1825, 1125}} {
+		if got := fitting(c[0], c[1]); got != c[2] {
+			t.Errorf("fitting(%d, %d) = %d", c[0], c[1], got)
+		}
+	}
+}
+
+// TestGrantEndsWhileWaiting: who has lost his grant while somebody else was making gets nothing when his turn comes.
+func TestGrantEndsWhileWaiting(t *testing.T) {
+	h := newHouse(t)
+	h.hierarchy()
+	p, err := policy.Parse([]byte("version = 1\n[applications]\nREGISTRATION = [7]\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.SetPolicy(p)
+	done, err := h.makers.take(t.Context(), "REGISTRATION/x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	failed := make(chan error)
+	started := make(chan struct{})
+	go func() {
+		close(started)
+		_, err := h.CertCurrent(context.WithoutCancel(t.Context()), &Caller{UID: 7}, "REGISTRATION/x", nil)
+		failed <- err
+	}()
+	<-started
+	time.Sleep(50 * time.Millisecond)
+	if p, err = policy.Parse([]byte("version = 1\n[applications]\nREGISTRATION = [8]\n")); err != nil {
+		t.Fatal(err)
+	}
+	h.SetPolicy(p)
+	done()
+	want(t, "without a grant", <-failed, ErrNotAvailable)
+	if _, err := h.store.Load().Get("REGISTRATION/x"); !errors.Is(err, keystore.ErrNotFound) {
+		t.Errorf("made: %v", err)
+	}
+}
+
+// TestDueAndNothingToBeDone: where the end of the issuer leaves nothing to gain, the present key is given out as cheaply as ever.
+func TestDueAndNothingToBeDone(t *testing.T) {
+	h := newHouse(t)
+	h.hierarchy()
+	h.clock.add(1000 * day)
+	h.master(Master{Name: "REGISTRATION", Force: true}) // ends with the root
+	h.base("REGISTRATION/x")
+	h.clock.add(800 * day)
+	h.base("REGISTRATION/y")
+	before := len(h.records())
+	for range 5 {
+		h.base("REGISTRATION/y")
+	}
+	if n := len(h.records()) - before; n != 5 {
+		t.Errorf("%d records of 5 requests", n)
+	}
+	if h.unreplaced.order.Len() == 0 {
+		t.Error("each request looks for what can be done")
+	}
+}
+
+// TestClockAcceptMends a document that cannot be read: without it nothing would be issued for ever.
+func TestClockAcceptMends(t *testing.T) {
+	h := newHouse(t)
+	h.hierarchy()
+	s := h.store.Load()
+	d, err := s.Document(kindClock, clockName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.Data = []byte(`{"format":1,`)
+	want(t, "damage", s.Apply(t.Context(), keystore.Commit{Documents: []keystore.DocumentChange{{Document: d}}}), nil)
+	h.restart()
+	_, err = h.CertCurrent(t.Context(), h.app, "REGISTRATION/x", nil)
+	want(t, "issue", err, keystore.ErrDamaged)
+	want(t, "accept", h.ClockAccept(t.Context(), h.admin), nil)
+	h.base("REGISTRATION/x")
+	if !bytes.Contains([]byte(strings.Join(h.records(), "\n")), []byte("clock_accept")) {
+		t.Error("not recorded")
+	}
+}
