@@ -358,7 +358,7 @@ func TestExportMOSIP(t *testing.T) {
 	if _, err := h.ExportMOSIP(t.Context(), &Caller{UID: 4711, PID: 1}, ref, 0, true); err == nil {
 		t.Error("somebody else")
 	}
-	if _, err := h.Revoke(t.Context(), h.admin, ref, keyspec.KeyCompromise, ReplaceDefault); err != nil {
+	if _, err := h.Revoke(t.Context(), h.admin, ref, keyspec.KeyCompromise, ReplaceNo); err != nil {
 		t.Fatal(err)
 	}
 	ref.Version = 1 // there may be another in its place now
