@@ -380,13 +380,14 @@ func (c *Client) vouch(ctx context.Context, v *Verdict, chain []*x509.Certificat
 			return err
 		}
 	}
-	v.Certificate = leaf
 	switch {
 	case o.Domain != "":
+		v.Certificate = leaf
 		return c.trusted(ctx, v, chain, o)
 	case o.Certificate != nil:
-		v.Reason = "signed by the certificate that was given"
-	case o.Key != "":
+		// It is this one whose dates count: who has the key can make himself another certificate of it.
+		v.Certificate, v.Reason = o.Certificate, "signed by the certificate that was given"
+	case o.Key != "": // the same
 	case o.AnySigner:
 		v.Reason = "nobody was asked about the signer"
 	default:

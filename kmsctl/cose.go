@@ -130,7 +130,7 @@ verify" does it. A message that is not valid is exit code 1.`,
 	c.Flags().StringVar(&detached, "detached", "", "the payload of a message without one")
 	c.Flags().BoolVar(&raw, "raw", false, "read bytes instead of hexadecimal")
 	inFlag(c, &in, "the message")
-	out.register(c)
+	payloadFlag(c, &out, "file for the payload")
 	return c
 }
 
@@ -233,6 +233,7 @@ func newCWTVerify(a *app) *cobra.Command {
 	var f verifyFlags
 	var in string
 	var raw bool
+	var out outFlags
 	var expect cose.Expect
 	c := uses(&cobra.Command{
 		Use:   "verify [--key NAME | --cert F] [--domain D] --in F [flags]",
@@ -246,7 +247,7 @@ and that somebody vouches for the signer, as "kmsctl jws verify" does it. A toke
 			if err != nil {
 				return err
 			}
-			return a.verifyToken(c.Context(), &f, nil, func(ctx context.Context, cl *client.Client, o client.VerifyToken) (*client.Verdict, error) {
+			return a.verifyToken(c.Context(), &f, &out, func(ctx context.Context, cl *client.Client, o client.VerifyToken) (*client.Verdict, error) {
 				return cl.VerifyCWT(ctx, token, expect, o)
 			})
 		},
@@ -260,5 +261,6 @@ and that somebody vouches for the signer, as "kmsctl jws verify" does it. A toke
 	flags.BoolVar(&expect.NoExpiry, "no-expiry", false, "take a token that never expires")
 	flags.BoolVar(&raw, "raw", false, "read bytes instead of hexadecimal")
 	inFlag(c, &in, "the token")
+	payloadFlag(c, &out, "file for the claims as JSON")
 	return c
 }

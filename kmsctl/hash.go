@@ -3,7 +3,6 @@ package main
 import (
 	"encoding/base64"
 	"fmt"
-	"io"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -23,8 +22,9 @@ const maxHashed = 1 << 20
 func newHashArgon2(a *app) *cobra.Command {
 	var in, salt string
 	var keepEnd bool
+	var out outFlags
 	c := &cobra.Command{
-		Use:   "argon2 [--salt B64U] --in F",
+		Use:   "argon2 [--salt B64U] --in F --out F",
 		Short: "Hash a text with Argon2id",
 		Long: `Hash a text as MOSIP's generateArgon2Hash does, without the daemon: Argon2id with ten passes over 64 MiB and two lanes. The hash and the salt
 are written in base64url; without --salt a fresh one of 24 bytes is taken. A line end at the end of the text is not part of it, but with
@@ -50,14 +50,17 @@ are written in base64url; without --salt a fresh one of 24 bytes is taken. A lin
 			if err != nil {
 				return err
 			}
-			b64 := base64.RawURLEncoding
-			return a.print(map[string]string{"hash": b64.EncodeToString(hash), "salt": b64.EncodeToString(with)}, func(w io.Writer) {
-				fmt.Fprintf(w, "hash %s\nsalt %s\n", b64.EncodeToString(hash), b64.EncodeToString(with))
-			})
+			view := map[string]any{"salt": base64.RawURLEncoding.EncodeToString(with)}
+			text = base64.RawURLEncoding.EncodeToString(hash)
+			if !a.json {
+				text = fmt.Sprintf("hash %s\nsalt %s\n", text, view["salt"])
+			}
+			return a.writeResult(out, "hash", view, []byte(text), false, modePublic)
 		},
 	}
 	c.Flags().StringVar(&salt, "salt", "", "salt in base64url, 8 to 1,024 bytes (default: a fresh one)")
 	c.Flags().BoolVar(&keepEnd, "keep-line-end", false, "hash a line end at the end, too")
 	inFlag(c, &in, "the text")
+	out.register(c)
 	return c
 }

@@ -147,6 +147,6 @@ The signer is the certificate in the token (x5c), else --cert, else --key. A cer
 	f.register(a, c)
 	c.Flags().StringVar(&detached, "detached", "", "the payload of a token without one")
 	inFlag(c, &in, "the token")
-	out.register(c)
+	payloadFlag(c, &out, "file for the payload")
 	return c
 }

@@ -147,25 +147,22 @@ func (a *app) verifyToken(ctx context.Context, f *verifyFlags, out *outFlags, ve
 	if err != nil {
 		return err
 	}
-	if v.Valid && out != nil && out.path != "" && out.path != "-" {
-		w, err := a.create(*out, true, modeSecret)
-		if err != nil {
-			return err
-		}
-		defer w.abort()
-		if _, err := w.Write(v.Payload); err != nil {
-			return err
-		}
-		if err := w.commit(); err != nil {
+	if v.Valid && out != nil && out.path != "" {
+		if err := a.writePayload(out, v); err != nil {
 			return err
 		}
 	}
-	if err := a.print(viewVerdict(v), func(w io.Writer) {
-		if v.Valid {
-			fmt.Fprintf(w, "valid: %s\n", printable(v.Reason))
+	switch {
+	case out != nil && out.path == "-" && v.Valid: // there is the payload now
+		a.say("valid: %s", printable(v.Reason))
+	default:
+		if err := a.print(viewVerdict(v), func(w io.Writer) {
+			if v.Valid {
+				fmt.Fprintf(w, "valid: %s\n", printable(v.Reason))
+			}
+		}); err != nil {
+			return err
 		}
-	}); err != nil {
-		return err
 	}
 	if !v.Valid {
 		err := fmt.Errorf("%w: %s", errToken, v.Reason)
@@ -175,6 +172,30 @@ func (a *app) verifyToken(ctx context.Context, f *verifyFlags, out *outFlags, ve
 		return err
 	}
 	return nil
+}
+
+// payloadFlag registers --out for what a valid token says.
+func payloadFlag(c *cobra.Command, out *outFlags, what string) {
+	c.Flags().StringVar(&out.path, "out", "", what+` of a valid token, "-" is standard output (default: the verdict alone)`)
+	c.Flags().BoolVar(&out.force, "force", false, "replace an existing file, or write bytes to a terminal")
+}
+
+// writePayload writes the payload of a valid token, or its claims as JSON.
+func (a *app) writePayload(out *outFlags, v *client.Verdict) error {
+	w, err := a.create(*out, v.Claims == nil, modeSecret)
+	if err != nil {
+		return err
+	}
+	defer w.abort()
+	if v.Claims != nil {
+		err = writeJSON(w, viewClaims(v.Claims))
+	} else {
+		_, err = w.Write(v.Payload)
+	}
+	if err != nil {
+		return err
+	}
+	return w.commit()
 }
 
 type verdictView struct {
