@@ -308,9 +308,13 @@ func (d *device) machine(k *machineKey) (*object, error) {
 		return nil, &enclave.Error{Kind: enclave.ErrReplaced, Detail: "the TPM makes another key of the machine's template: " + hex.EncodeToString(have),
 			Remedy: "bring back the TPM with which the machine was registered, or adopt the new identity (kmsctl machine adopt) and register the machine again"}
 	}
-	if kept, err := d.keep(o); err == nil {
+	kept, err := d.keep(o)
+	if err == nil {
 		d.flush(o)
 		return kept, nil
+	}
+	if d.link == nil { // o went with the connection
+		return nil, err
 	}
 	// It cannot be kept, so it lasts as long as this connection.
 	d.hot = append([]hotKey{{k.public, o}}, d.hot...)

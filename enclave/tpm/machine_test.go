@@ -10,6 +10,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
+	"sync/atomic"
 	"testing"
 
 	"github.com/google/go-tpm/tpm2"
@@ -391,5 +392,33 @@ func TestMachineKeysBesideOthers(t *testing.T) {
 	}
 	if full > 0 {
 		t.Errorf("the TPM was full %d times", full)
+	}
+}
+
+// The connection breaks while a key is to be kept: what was loaded over it is not taken for loaded later on.
+func TestMachineKeyIsNotKept(t *testing.T) {
+	t.Parallel()
+	s := startSimulator(t)
+	var breaks atomic.Bool
+	d := s.openWith(Config{}, tapped(func(command []byte) []byte {
+		if commandCode(command) == tpm2.TPMCCEvictControl && breaks.CompareAndSwap(true, false) {
+			s.kill()
+		}
+		return nil
+	}, nil))
+	signing := adopt(t, d, keyspec.Sign)
+	other := generate(t, d, spec(keyspec.ECDSAP256, keyspec.Sign))
+	if err := d.Destroy(limited(t), signing.blob); err != nil {
+		t.Fatal(err)
+	}
+	breaks.Store(true)
+	if _, err := signing.do(t, enclave.Op{Usage: keyspec.Sign, Input: []byte("message")}); !errors.Is(err, enclave.ErrAbsent) {
+		t.Fatal(err)
+	}
+	s.start()
+	for _, k := range []residentKey{other, signing} { // other things have its handle now
+		if _, err := k.do(t, enclave.Op{Usage: keyspec.Sign, Input: []byte("message")}); err != nil {
+			t.Error(err)
+		}
 	}
 }
