@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -85,6 +86,27 @@ func TestPKCS7Agrees(t *testing.T) {
 		if err != nil || digests(arranged) != digests(chain[:len(order)]) {
 			t.Errorf("%s by Java: %v", name, err)
 		}
+	}
+}
+
+// TestBouncyCastle reads a chain as MOSIP's interfaces give it.
+func TestBouncyCastle(t *testing.T) {
+	chain := []*x509.Certificate{mosip(t, "base"), mosip(t, "module"), mosip(t, "root")}
+	text, err := exec.Command("java", "-XX:TieredStopAtLevel=1", "-cp", "/usr/share/java/bcprov.jar:/usr/share/java/bcpkix.jar:/usr/share/java/bcutil.jar",
+		filepath.Join("testdata", "java", "Bundle.java"), writePEM(t, chain...)).Output()
+	if err != nil {
+		t.Fatalf("this test needs a JDK and BouncyCastle: %v", err)
+	}
+	der, err := base64.URLEncoding.DecodeString(string(text))
+	if err != nil || !bytes.HasPrefix(der, []byte{0x30, 0x80}) {
+		t.Fatalf("that is not BER in base64url, the test shows nothing: %.40q", text)
+	}
+	got, err := ParseBundle(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if arranged, err := Arrange(got); err != nil || digests(arranged) != digests(chain) {
+		t.Errorf("%s: %v", names(got), err)
 	}
 }
 
