@@ -70,6 +70,7 @@ kmsctl key resume
 kmsctl key revoke --reason --replace --no-replace
 kmsctl crl get --format --out
 kmsctl watch --recent --once
+kmsctl expiry --within
 kmsctl key destroy --now --cancel --yes
 kmsctl key import --in
 kmsctl sign --key --scheme --encoding --in --out
