@@ -167,7 +167,8 @@ func koblitzPKCS8(t *testing.T, k *ecdsa.PrivateKey) []byte {
 		Key     []byte
 	}
 	type algorithm struct{ Algorithm, Curve asn1.ObjectIdentifier }
-	inner, err := asn1.Marshal(ec{1, k.D.FillBytes(make([]byte, 32))}) //nolint:staticcheck // there is no other way to the number
+	//lint:ignore SA1019 there is no other way to the number of a key on this curve
+	inner, err := asn1.Marshal(ec{1, k.D.FillBytes(make([]byte, 32))})
 	if err != nil {
 		t.Fatal(err)
 	}
