@@ -42,6 +42,10 @@ var wireErrors = []struct {
 	{engine.ErrClock, proto.CodeClock, proto.ClassState, true, 0, ""},
 	{engine.ErrApplication, proto.CodeNotAvailable, proto.ClassPolicy, true, 0, ""},
 	{engine.ErrMachine, proto.CodeExists, proto.ClassState, true, 0, ""},
+	{engine.ErrNotGenerated, proto.CodeState, proto.ClassState, true, 0, ""}, // these four before what they wrap
+	{engine.ErrNoCertificate, proto.CodeState, proto.ClassState, true, 0, ""},
+	{engine.ErrNotMade, proto.CodeUnsupported, proto.ClassInput, true, 0, ""},
+	{engine.ErrDiffers, proto.CodeConflict, proto.ClassState, true, 0, ""},
 	{engine.ErrState, proto.CodeState, proto.ClassState, true, 0, ""},
 	{engine.ErrUsage, proto.CodeUsage, proto.ClassState, true, 0, ""},
 	{engine.ErrExpired, proto.CodeExpired, proto.ClassState, true, 0, ""},
