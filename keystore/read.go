@@ -208,10 +208,23 @@ func (s *Store) public(x *entry, v *Version) (Public, error) {
 	return decodePublic(payload)
 }
 
-// Alias finds the key version that goes by the value. It returns ErrNotFound if there is none.
+// Alias finds the key version that goes by the value; of several the one that was written last. It returns ErrNotFound if there is none.
 func (s *Store) Alias(kind AliasKind, value []byte) (keyspec.Ref, error) {
-	var ref keyspec.Ref
-	err := s.read(func(h *head) error {
+	list, err := s.sharing(kind, value, 1)
+	if err != nil {
+		return keyspec.Ref{}, err
+	}
+	return list[0], nil
+}
+
+// Sharing finds all key versions that go by the value, the one that was written last in front, at most 256. It returns ErrNotFound if there is
+// none.
+func (s *Store) Sharing(kind AliasKind, value []byte) ([]keyspec.Ref, error) {
+	return s.sharing(kind, value, maxSharing)
+}
+
+func (s *Store) sharing(kind AliasKind, value []byte, limit int) (list []keyspec.Ref, err error) {
+	err = s.read(func(h *head) error {
 		key := s.aliasKey(kind, value)
 		b, err := s.fetch(bucketAlias, key[:])
 		if err != nil {
@@ -223,24 +236,26 @@ func (s *Store) Alias(kind AliasKind, value []byte) (keyspec.Ref, error) {
 		if len(b)%aliasSize != 0 {
 			return fmt.Errorf("%w: alias", ErrDamaged)
 		}
-		b = b[len(b)-aliasSize:] // the last one
-		var target recordKey
-		copy(target[:], b)
-		if want := s.alias(kind, value, target); !sameMAC(want.value, b) {
-			return fmt.Errorf("%w: an alias does not authenticate", ErrDamaged)
+		for ; len(b) > 0 && len(list) < limit; b = b[:len(b)-aliasSize] {
+			last := b[len(b)-aliasSize:]
+			var target recordKey
+			copy(target[:], last)
+			if want := s.alias(kind, value, target); !sameMAC(want.value, last) {
+				return fmt.Errorf("%w: an alias does not authenticate", ErrDamaged)
+			}
+			m, x, err := s.metadata(h, target.id())
+			clear(x.dek[:])
+			if err != nil {
+				return err
+			}
+			list = append(list, keyspec.Ref{Name: m.Name, Version: target.version()})
 		}
-		m, x, err := s.metadata(h, target.id())
-		clear(x.dek[:])
-		if err != nil {
-			return err
-		}
-		ref = keyspec.Ref{Name: m.Name, Version: target.version()}
 		return nil
 	})
 	if err != nil {
-		return keyspec.Ref{}, err
+		return nil, err
 	}
-	return ref, nil
+	return list, nil
 }
 
 // maxExamined bounds how many records one call of Page decrypts beyond those it returns.

@@ -406,6 +406,10 @@ func TestSharedAliasOutlivesOneOfItsKeys(t *testing.T) {
 		mustApply(t, s, c)
 		expect(c.Key.Name)
 	}
+	all := []keyspec.Ref{{Name: "app/3", Version: 1}, {Name: "app/2", Version: 1}, {Name: "app/1", Version: 1}, {Name: "app/0", Version: 1}}
+	if list, err := s.Sharing(AliasSPKI, spki[:]); err != nil || !slices.Equal(list, all) {
+		t.Fatalf("%v %v", list, err)
+	}
 	destroy(t, s, "app/3", 1)
 	expect("app/2")
 	destroy(t, s, "app/1", 1)
@@ -458,6 +462,9 @@ func TestManyVersionsMayShareAnAlias(t *testing.T) {
 	}
 	if ref, err := s.Alias(AliasSPKI, spki[:]); err != nil || ref.Name != keyspec.Name(fmt.Sprint("app/", maxSharing+9)) {
 		t.Fatalf("%v %v", ref, err)
+	}
+	if list, err := s.Sharing(AliasSPKI, spki[:]); err != nil || len(list) != maxSharing {
+		t.Fatalf("%d %v", len(list), err)
 	}
 	if report, err := s.Verify(t.Context(), nil); err != nil || len(report.Damaged) > 0 {
 		t.Fatalf("%+v %v", report, err)

@@ -329,32 +329,42 @@ func (u *use) commitMachine(n *NewMachine, list []*half) (bool, error) {
 	return err == nil, err
 }
 
-// notMixed refuses an RSA key from outside that the keystore has already for the other purpose: of two records one would sign and the other
-// decrypt with one key, which no record may. It is a guard against mistakes; whoever brings a key can use it elsewhere as they like.
+// notMixed refuses an RSA key from outside that the keystore has already for the other purpose, in whatever record: of two records one would
+// sign and the other decrypt with one key, which only those of one machine may, and a module key in its one record. It is a guard against
+// mistakes; whoever brings a key can use it elsewhere as they like.
 func (u *use) notMixed(key *keystore.Key, row *mechanism.Row, spki []byte) error {
 	if row.Kind != mechanism.KindRSA || key.Origin == keyspec.Generated {
 		return nil
 	}
 	sum := sha256.Sum256(spki)
-	ref, err := u.store.Alias(keystore.AliasSPKI, sum[:])
+	refs, err := u.store.Sharing(keystore.AliasSPKI, sum[:])
 	if errors.Is(err, keystore.ErrNotFound) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	other, err := u.store.Get(ref.Name)
-	if isGone(err) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	all := slices.Concat(row.PrivateUsages(key.Usages), row.PrivateUsages(other.Usages))
-	slices.Sort(all)
-	all = slices.Compact(all)
-	if slices.Contains(all, keyspec.Sign) && slices.Contains(all, keyspec.Decrypt) && key.Profile == "" {
-		return fmt.Errorf("%w: the keystore has this RSA key for the other purpose; one key either signs or decrypts", ErrInput)
+	for _, ref := range refs {
+		other, err := u.store.Get(ref.Name)
+		if isGone(err) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if mixes(row, key, other) {
+			return fmt.Errorf("%w: the keystore has this RSA key for the other purpose; one key either signs or decrypts", ErrInput)
+		}
 	}
 	return nil
+}
+
+// mixes reports whether two records of one RSA key would be for both purposes.
+func mixes(row *mechanism.Row, a, b *keystore.Key) bool {
+	ours, theirs := row.PrivateUsages(a.Usages), row.PrivateUsages(b.Usages)
+	if len(ours) == 0 || len(theirs) == 0 || a.Profile != "" && a.Profile == b.Profile {
+		return false
+	}
+	all := slices.Concat(ours, theirs)
+	return slices.Contains(all, keyspec.Sign) && slices.Contains(all, keyspec.Decrypt)
 }

@@ -340,4 +340,39 @@ func TestOneKeyOnePurpose(t *testing.T) {
 	}
 }
 
+// However many records share an RSA key, and whichever was written last, no import adds the other purpose.
+func TestOneKeyOnePurposeOfMany(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t)
+	ctx := t.Context()
+	sign, decrypt := []keyspec.Usage{keyspec.Sign, keyspec.Verify}, []keyspec.Usage{keyspec.Encrypt, keyspec.Decrypt}
+	imported := func(name keyspec.Name, encoded []byte, usages []keyspec.Usage, profile string) error {
+		_, err := h.Import(ctx, h.admin, &NewKey{Name: name, Algorithm: keyspec.RSA2048, Usages: usages, Profile: profile}, bytes.Clone(encoded), nil)
+		return err
+	}
+	machine := pkcs8Of(t, 2048)
+	wrapped, token := h.sealImport(h.admin, machine)
+	if _, err := h.MachineAdopt(ctx, h.admin, &NewMachine{Name: "MACHINE", Wrapped: wrapped, Token: token}); err != nil {
+		t.Fatal(err)
+	}
+	for name, usages := range map[keyspec.Name][]keyspec.Usage{"APP/signs": sign, "APP/decrypts": decrypt} {
+		want(t, "the key of a machine, "+string(name), imported(name, machine, usages, ""), ErrInput)
+	}
+
+	several := pkcs8Of(t, 2048)
+	if err := imported("APP/first", several, sign, ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := imported("APP/public", several, []keyspec.Usage{keyspec.Encrypt}, ""); err != nil {
+		t.Fatal(err)
+	}
+	want(t, "behind a public half", imported("APP/second", several, decrypt, ""), ErrInput)
+
+	module := pkcs8Of(t, 2048)
+	if err := imported("APP/decrypts", module, decrypt, ""); err != nil {
+		t.Fatal(err)
+	}
+	want(t, "as a module key", imported("OTHER", module, nil, mechanism.ProfileMOSIPModule), ErrInput)
+}
+
 var _ enclave.Machine = (*machineToken)(nil)
