@@ -575,6 +575,14 @@ func TestCertUpload(t *testing.T) {
 			t.Errorf("%s: %v", c.Subject, err)
 		}
 	}
+	// An application does not make its key live longer by a certificate, an administrator may.
+	longer := low.leaf("CN=PMS for long,O=Outside", request.PublicKey, isCA, func(p *pki.Profile) { p.NotAfter = h.clock.Now().AddDate(6, 0, 0) })
+	if out, err = upload("PMS", "", longer, low.c); err != nil || !out.Expires.Equal(second.NotAfter) {
+		t.Fatal(out, err)
+	}
+	if out, err = h.CertUpload(ctx, h.admin, ref(t, "PMS"), []*x509.Certificate{longer, low.c}, ""); err != nil || !out.Expires.Equal(longer.NotAfter) {
+		t.Fatal(out, err)
+	}
 	if _, err := h.Revoke(ctx, h.app, ref(t, "PMS"), keyspec.Superseded, ReplaceDefault); err != nil {
 		t.Fatal(err)
 	}
