@@ -127,8 +127,8 @@ const (
 // ErrApplication says that there is no application of a name.
 var ErrApplication = errors.New("no such application")
 
-// builtin are the applications of MOSIP's key_policy_def with what its key generator makes for them.
-func builtin() []Application {
+// builtin are the applications of MOSIP's key_policy_def with what its key generator makes for them, not to be changed.
+var builtin = func() []Application {
 	list := []Application{{Name: string(RootName)}}
 	for _, name := range []string{"ADMIN_SERVICES", "COMPLIANCE_TOOLKIT", "DIGITAL_CARD", "ID_REPO", "KERNEL", "PMS", "PRE_REGISTRATION", "REGISTRATION",
 		"REGISTRATION_PROCESSOR", "RESIDENT"} {
@@ -144,7 +144,7 @@ func builtin() []Application {
 		list = append(list, a)
 	}
 	return list
-}
+}()
 
 // resolve fills in what a leaves to its profile and to ROOT.
 func (a *Application) resolve(root *Application) error {
@@ -203,8 +203,8 @@ func (a *Application) check() error {
 		return fmt.Errorf("%w: an application has a name of one segment: %w", ErrInput, keyspec.ErrName)
 	}
 	for _, p := range [][2]int{{a.Days, a.PreExpireDays}, {a.BaseDays, a.BasePreExpireDays}} {
-		if p[0] < 1 || p[0] > maxDays || p[1] < 0 || 3*p[1] > 2*p[0] {
-			return bad("a key is valid for 1 to %d days, and replaced at most two thirds of them before the end", maxDays)
+		if p[0] < 1 || p[0] > maxDays || p[1] < 0 || p[1] >= p[0] {
+			return bad("a key is valid for 1 to %d days, and replaced fewer days before the end than that", maxDays)
 		}
 	}
 	if !a.Algorithm.IsRSA() {
@@ -299,7 +299,7 @@ func decodeApplication(d *keystore.Document) (*Application, error) {
 // applications returns those that are set and those that are built in, by name, not resolved.
 func (u *use) applications() (map[string]*Application, error) {
 	all := make(map[string]*Application)
-	for _, a := range builtin() {
+	for _, a := range builtin {
 		all[a.Name] = &a
 	}
 	err := u.allDocuments(kindApplication, func(d *keystore.Document) error {
@@ -322,9 +322,9 @@ func (u *use) stored(name string) (*Application, uint64, error) {
 	if !errors.Is(err, keystore.ErrNotFound) {
 		return nil, 0, err
 	}
-	list := builtin()
-	if i := slices.IndexFunc(list, func(a Application) bool { return a.Name == name }); i >= 0 {
-		return &list[i], 0, nil
+	if i := slices.IndexFunc(builtin, func(a Application) bool { return a.Name == name }); i >= 0 {
+		a := builtin[i]
+		return &a, 0, nil
 	}
 	return nil, 0, nil
 }
