@@ -201,7 +201,11 @@ func (u *use) standing(p *place) (*standing, error) {
 // renewal is when the current version is due for replacement: its expiry less the pre-expire days, or less where the issuer has cut its
 // validity short.
 func (s *standing) renewal() time.Time {
-	return s.until.Add(-fitting(days(s.place.pre), s.until.Sub(s.version.NotBefore)))
+	before := days(s.place.pre)
+	if valid := s.until.Sub(s.version.NotBefore); valid < days(s.place.days) {
+		before = fitting(before, valid)
+	}
+	return s.until.Add(-before)
 }
 
 func days(n int) time.Duration { return time.Duration(n) * 24 * time.Hour }

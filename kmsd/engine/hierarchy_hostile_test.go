@@ -141,8 +141,15 @@ func TestForeignIsNotRotated(t *testing.T) {
 // TestPeriodsAreKept: what is set is what happens, whatever the numbers.
 func TestPeriodsAreKept(t *testing.T) {
 	h := newHouse(t)
+	h.hierarchy()
 	_, err := h.SetApplication(t.Context(), h.admin, &Application{Name: "REGISTRATION", BaseDays: 100, BasePreExpireDays: 90})
-	want(t, "replaced after a tenth of its validity", err, ErrInput)
+	want(t, "set", err, nil)
+	for i, d := range []time.Duration{0, 10*day - time.Second, time.Second} {
+		h.clock.add(d)
+		if got := h.base("REGISTRATION/x"); got.Made != (i != 1) {
+			t.Errorf("at step %d made: %v", i, got.Made)
+		}
+	}
 	if got := fitting(days(maxDays-1), days(maxDays)); got > 2*days(maxDays)/3 {
 		t.Errorf("%v of %v", got, days(maxDays))
 	}
