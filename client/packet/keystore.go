@@ -43,20 +43,38 @@ func WrapPrivateKey(module *rsa.PublicKey, pkcs8 []byte) ([]byte, error) {
 	return append(out, nonce...), nil
 }
 
-// UnwrapPrivateKey is the way back; u has the module key. The caller wipes the result.
-func UnwrapPrivateKey(ctx context.Context, u Unwrapper, blob []byte) ([]byte, error) {
+// CheckPrivateKey reports whether blob has the form that WrapPrivateKey gives it under this module key. Whether it opens shows when it is opened.
+func CheckPrivateKey(module *rsa.PublicKey, blob []byte) error {
+	p, err := splitPrivateKey(blob)
+	if err == nil && len(p.wrapped) != module.Size() {
+		err = fmt.Errorf("%w: wrapped by a key of %d bits, where the module key has %d", ErrFormat, len(p.wrapped)*8, module.Size()*8)
+	}
+	return err
+}
+
+// splitPrivateKey takes a wrapped private key apart.
+func splitPrivateKey(blob []byte) (parts, error) {
 	if len(blob) > maxPrivateKey+1024 {
-		return nil, fmt.Errorf("%w: %d bytes", ErrTooLarge, len(blob))
+		return parts{}, fmt.Errorf("%w: %d bytes", ErrTooLarge, len(blob))
 	}
 	p, err := split(blob)
 	if err != nil {
-		return nil, err
+		return p, err
 	}
 	if p.version2 || p.thumbprint != [32]byte{} {
-		return nil, fmt.Errorf("%w: a payload where a wrapped private key is expected", ErrFormat)
+		return p, fmt.Errorf("%w: a payload where a wrapped private key is expected", ErrFormat)
 	}
-	if len(p.body) < longIVSize {
-		return nil, fmt.Errorf("%w: %d bytes after the splitter are too few", ErrFormat, len(p.body))
+	if len(p.body) <= tagSize+longIVSize {
+		return p, fmt.Errorf("%w: %d bytes after the splitter are too few", ErrFormat, len(p.body))
+	}
+	return p, nil
+}
+
+// UnwrapPrivateKey is the way back; u has the module key. The caller wipes the result.
+func UnwrapPrivateKey(ctx context.Context, u Unwrapper, blob []byte) ([]byte, error) {
+	p, err := splitPrivateKey(blob)
+	if err != nil {
+		return nil, err
 	}
 	end := len(p.body) - longIVSize
 	return p.open(ctx, u, nil, p.body[:end], p.body[end:], nil)

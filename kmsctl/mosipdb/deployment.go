@@ -3,6 +3,7 @@ package mosipdb
 import (
 	"bytes"
 	"cmp"
+	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
 	"errors"
@@ -469,7 +470,15 @@ func (b *builder) wrapped(g *Generation, s *stored) error {
 	if g.Module = b.modules[s.master]; g.Module == nil {
 		return fmt.Errorf("the module key that wraps it, %.64q, is not there or is broken", s.master)
 	}
-	return nil
+	module, err := pkix.ParseCertificate(g.Module)
+	if err != nil {
+		return errors.New("the certificate of its module key cannot be read")
+	}
+	key, ok := module.PublicKey.(*rsa.PublicKey)
+	if !ok {
+		return errors.New("its module key is not RSA")
+	}
+	return packet.CheckPrivateKey(key, s.wrapped)
 }
 
 // entry takes the private half from the keystore outside of the database.

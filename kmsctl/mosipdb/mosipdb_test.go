@@ -126,13 +126,13 @@ func TestBroken(t *testing.T) {
 			t.Errorf("%+v is not at its line", p)
 		}
 		for _, want := range []string{"no base64", "cert_thumbprint", "the module key that wraps it", "no certificate that", "key_expire_dtimes", "second row of this id",
-			"neither in key_store nor", "no row of key_alias", "no name"} {
+			"neither in key_store nor", "no row of key_alias", "no name", "#KEY_SPLITTER#"} {
 			if strings.Contains(p.Reason, want) {
 				found[want] = true
 			}
 		}
 	}
-	if len(found) != 9 {
+	if len(found) != 10 {
 		t.Errorf("found only %v in %+v", found, d.Problems)
 	}
 }

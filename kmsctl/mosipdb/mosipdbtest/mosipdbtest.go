@@ -333,7 +333,7 @@ func (w *writer) hierarchy() {
 	}
 }
 
-// broken adds rows that cannot be imported: nine of them.
+// broken adds rows that cannot be imported: ten of them.
 func (w *writer) broken(module *generation) {
 	at := w.o.Now.AddDate(0, 0, -5)
 	add := func(ref string) *generation {
@@ -346,6 +346,8 @@ func (w *writer) broken(module *generation) {
 	last := func(rows [][]string) []string { return rows[len(rows)-1] }
 	add("broken-base64")
 	last(w.store)[2] = "this is no base64!"
+	add("broken-blob")
+	last(w.store)[2] = "VGhpcyBpcyBubyB3cmFwcGVkIGtleQ"
 	add("broken-thumbprint")
 	last(w.alias)[7] = strings.Repeat("A", 64)
 	add("broken-module")
