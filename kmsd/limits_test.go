@@ -10,6 +10,7 @@ import (
 	"github.com/kmsd-project/kmsd/keystore"
 	"github.com/kmsd-project/kmsd/keystore/keyspec"
 	"github.com/kmsd-project/kmsd/kmsd/audit"
+	"github.com/kmsd-project/kmsd/kmsd/engine"
 )
 
 // largestKey is a key whose every part is as large as the engine lets it become.
@@ -113,6 +114,12 @@ func TestRepliesFitTheirFrames(t *testing.T) {
 		Records: 1<<64 - 1, Epoch: 1<<64 - 1, Damaged: many(proto.MaxFindings, long(4000)), Messages: many(proto.MaxMessages, long(4000)),
 	})
 	fits("backup", &proto.BackupReply{Stream: 1<<64 - 1, Recipients: many(2*keyspec.MaxRecipients, recipient)})
+
+	attributes := make([]proto.ZKAttribute, proto.MaxZKAttributes)
+	for i := range attributes {
+		attributes[i] = proto.ZKAttribute{Identifier: long(64), Value: make([]byte, engine.MaxZKData/len(attributes)+64)}
+	}
+	fits("attributes", &proto.ZKEncryptReply{Index: 1<<32 - 1, Attributes: attributes, Keys: manyBytes(proto.MaxZKRecipients, 32+512)})
 
 	if _, err := proto.AppendResponse(nil, 1, &proto.Error{Code: proto.CodeInternal, Message: long(9000), BackendState: long(9000)}, nil); err != nil {
 		t.Errorf("error: %v", err)

@@ -33,7 +33,8 @@ const (
 	MaxZKImport     = 1000    // random keys in one request
 	MaxZKIndex      = 1 << 19 // random keys of one application
 	maxZKID         = 1024    // bytes of an id
-	maxZKData       = 40_000  // bytes of all attributes of a request, so that the answer fits a frame
+	MaxZKData       = 40_000  // bytes of all attributes of a request in plain, so that the answer fits a frame
+	zkOverhead      = 64      // bytes that an attribute has more when it is encrypted
 	zkPage          = 512     // random keys in a document
 )
 
@@ -217,7 +218,8 @@ func (u *use) unwrapped(name keyspec.Name, e *zkEntry, f func(random [32]byte) e
 	})
 }
 
-func checkAttributes(id string, attributes []ZKAttribute) error {
+// checkAttributes refuses a request whose values have more than most bytes in all.
+func checkAttributes(id string, attributes []ZKAttribute, most int) error {
 	switch {
 	case id == "" || len(id) > maxZKID:
 		return fmt.Errorf("%w: an id of %d bytes; 1 to %d", ErrInput, len(id), maxZKID)
@@ -228,8 +230,8 @@ func checkAttributes(id string, attributes []ZKAttribute) error {
 	for i := range attributes {
 		total += len(attributes[i].Value)
 	}
-	if total > maxZKData+MaxZKAttributes*128 {
-		return fmt.Errorf("%w: attributes of %d bytes; at most %d", ErrInput, total, maxZKData)
+	if total > most {
+		return fmt.Errorf("%w: attributes of %d bytes; at most %d", ErrInput, total, most)
 	}
 	return nil
 }
@@ -254,7 +256,7 @@ func (e *Engine) ZKEncrypt(ctx context.Context, c *Caller, name keyspec.Name, id
 		if err := checkZK(u.key); err != nil {
 			return err
 		}
-		if err := checkAttributes(id, attributes); err != nil {
+		if err := checkAttributes(id, attributes, MaxZKData); err != nil {
 			return err
 		}
 		if len(to) > MaxZKRecipients {
@@ -323,7 +325,7 @@ func (e *Engine) ZKDecrypt(ctx context.Context, c *Caller, name keyspec.Name, id
 		if err := checkZK(u.key); err != nil {
 			return err
 		}
-		if err := checkAttributes(id, attributes); err != nil {
+		if err := checkAttributes(id, attributes, MaxZKData+len(attributes)*zkOverhead); err != nil {
 			return err
 		}
 		var page zkDocument // the one of the attribute before, which has the same random key as a rule
