@@ -595,10 +595,13 @@ func (b *bringing) unwrapped(g *Generation) ([]byte, error) {
 		return nil, err
 	}
 	pkcs8, err := packet.UnwrapPrivateKey(b.ctx, moduleKey{k}, g.Wrapped)
+	switch {
+	case errors.Is(err, packet.ErrDecryption), errors.Is(err, mechanism.ErrDecryption):
+		err = ErrDecryption
+	case errors.Is(err, packet.ErrFormat), errors.Is(err, packet.ErrTooLarge):
+		err = fmt.Errorf("%w: %w", ErrInput, err)
+	}
 	if err != nil {
-		if errors.Is(err, packet.ErrDecryption) || errors.Is(err, mechanism.ErrDecryption) {
-			err = ErrDecryption
-		}
 		return nil, fmt.Errorf("wrapped private key: %w", err)
 	}
 	return pkcs8, nil
@@ -721,7 +724,9 @@ func (u *use) exportMOSIP(ref keyspec.Ref, module keyspec.Version, confirm bool)
 			return err
 		}
 		defer clear(pkcs8)
-		out.Wrapped, err = packet.WrapPrivateKey(rsaKey, pkcs8)
+		if out.Wrapped, err = packet.WrapPrivateKey(rsaKey, pkcs8); err != nil {
+			err = fmt.Errorf("%w: %w", ErrUnsupported, err)
+		}
 		return err
 	})
 	if err != nil {

@@ -235,7 +235,7 @@ func TestMigrateRefused(t *testing.T) {
 		"of another module key": {func(g *Generation) { *g = base.wrapped(t, kernel) }, ErrState},
 		"wrapped for another":   {func(g *Generation) { g.Wrapped = base.wrapped(t, kernel).Wrapped }, ErrDecryption},
 		"changed":               {func(g *Generation) { g.Wrapped = bytes.Clone(g.Wrapped); g.Wrapped[300] ^= 1 }, ErrDecryption},
-		"cut":                   {func(g *Generation) { g.Wrapped = g.Wrapped[:250] }, packet.ErrFormat},
+		"cut":                   {func(g *Generation) { g.Wrapped = g.Wrapped[:250] }, ErrInput},
 		"expires before":        {func(g *Generation) { g.Expires = g.Created }, ErrInput},
 		"from the future":       {func(g *Generation) { g.Created = h.clock.Now().Add(time.Hour) }, ErrInput},
 		"two private halves":    {func(g *Generation) { g.Sealed = []byte{1} }, ErrInput},
