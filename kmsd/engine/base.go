@@ -197,13 +197,13 @@ func (u *use) certifiedPlace(key *keystore.Key) *place {
 	return p
 }
 
-// certifiedHere reports whether the certificate of the current version is by the issuer that its place has, or is the root's.
+// certifiedHere reports whether the certificate of the current version is by the issuer that its place has or by the root, whose own is
+// whatever it is.
 func (u *use) certifiedHere(s *standing) bool {
 	if len(s.public.Chain) == 0 || s.place.issuer == "" {
 		return len(s.public.Chain) > 0
 	}
-	issuer, err := u.metadata(u.store, s.place.issuer, u.now)
-	if err != nil || len(s.public.Chain) < 2 {
+	if len(s.public.Chain) < 2 {
 		return false
 	}
 	c, err := pki.ParseCertificate(s.public.Chain[1])
@@ -211,7 +211,10 @@ func (u *use) certifiedHere(s *standing) bool {
 		return false
 	}
 	sum := sha256.Sum256(c.RawSubjectPublicKeyInfo)
-	return slices.ContainsFunc(issuer.Versions, func(v keystore.Version) bool { return v.SPKISHA256 == sum })
+	return slices.ContainsFunc([]keyspec.Name{s.place.issuer, RootName}, func(name keyspec.Name) bool {
+		key, err := u.metadata(u.store, name, u.now)
+		return err == nil && slices.ContainsFunc(key.Versions, func(v keystore.Version) bool { return v.SPKISHA256 == sum })
+	})
 }
 
 // rotateCertified makes a new version of a key that the hierarchy has certified.

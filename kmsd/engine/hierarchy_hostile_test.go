@@ -234,3 +234,53 @@ func TestClockAcceptMends(t *testing.T) {
 		t.Error("not recorded")
 	}
 }
+
+// TestAcross2050: certificates that end after 2049 have another form of time (RFC 5280 section 4.1.2.5), and every kind of key gets them.
+func TestAcross2050(t *testing.T) {
+	h := newHouse(t)
+	h.clock.add(time.Date(2049, 12, 31, 23, 59, 59, 0, time.UTC).Sub(h.clock.Now()))
+	h.hierarchy()
+	names := []keyspec.Name{"REGISTRATION/SIGN", "REGISTRATION/EC_SECP256K1_SIGN", "REGISTRATION/EC_SECP256R1_SIGN", "REGISTRATION/ED25519_SIGN"}
+	for _, name := range names {
+		h.checkChain(h.master(Master{Name: name}))
+	}
+	h.checkChain(h.base("REGISTRATION/x"))
+	h.clock.add(time.Second)
+	h.checkChain(h.base("REGISTRATION/y"))
+	h.clock.add(1040 * day)
+	for _, name := range append(names, "REGISTRATION", "REGISTRATION/x") {
+		made := h.base(name)
+		if !made.Made && name != "REGISTRATION" || made.Ref.Version != 2 {
+			t.Errorf("%s is not replaced", made.Ref)
+		}
+		h.checkChain(made)
+	}
+}
+
+// TestVersionsRunOut: a key that has as many versions as it can have is given out as long as it is valid, and destroying an old one makes
+// room.
+func TestVersionsRunOut(t *testing.T) {
+	h := newHouse(t)
+	h.hierarchy()
+	const name = "REGISTRATION/EC_SECP256R1_SIGN"
+	for range keyspec.MaxVersions {
+		h.master(Master{Name: name, Force: true})
+	}
+	_, err := h.MasterGenerate(t.Context(), h.admin, &Master{Name: name, Force: true})
+	want(t, "one more", err, ErrExhausted)
+	h.clock.add(1040 * day)
+	if got := h.base(name); got.Ref.Version != keyspec.MaxVersions {
+		t.Errorf("%s", got.Ref)
+	}
+	h.clock.add(55 * day)
+	_, err = h.CertCurrent(t.Context(), h.app, name, nil)
+	want(t, "after the end", err, ErrExhausted)
+	if _, err := h.DestroyNow(t.Context(), h.app, keyspec.Ref{Name: name, Version: 1}); err != nil {
+		t.Fatal(err)
+	}
+	got := h.base(name)
+	if got.Ref.Version != keyspec.MaxVersions+1 {
+		t.Errorf("%s", got.Ref)
+	}
+	h.checkChain(got)
+}
