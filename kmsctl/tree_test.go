@@ -104,6 +104,28 @@ kmsctl cert attach
 kmsctl cert chain --format
 kmsctl packet encrypt --cert --key --in --out
 kmsctl packet decrypt --key --in --out
+kmsctl mosip encrypt --app --ref --cert --aad --salt --raw --in --out
+kmsctl mosip decrypt --app --ref --aad --salt --raw --in --out
+kmsctl mosip packet encrypt --app --ref --cert --in --out
+kmsctl mosip packet decrypt --app --ref --in --out
+kmsctl mosip sign --key --in --out
+kmsctl mosip verify --key --cert --in --sig
+kmsctl jws sign --key --alg --kid --header --detached --b64 --no-x5c --chain --x5t --x5u --in --out
+kmsctl jws verify --key --cert --domain --detached --in --out
+kmsctl jwe encrypt --app --ref --cert --in --out
+kmsctl jwe decrypt --app --ref --key --in --out
+kmsctl pin encrypt --pin-fd --pin-file --iterations --in --out
+kmsctl pin decrypt --pin-fd --pin-file --iterations --in --out
+kmsctl cose sign --key --alg --in --out
+kmsctl cose verify --key --cert --domain --in --out
+kmsctl cwt sign --key --iss --sub --expires --in --out
+kmsctl cwt verify --key --cert --domain --iss --sub --in --out
+kmsctl hash argon2 --salt --in --out
+kmsctl zk generate --key --count
+kmsctl zk import --key --in
+kmsctl zk encrypt --key --to --in --out
+kmsctl zk decrypt --key --in --out
+kmsctl zk rewrap --key --keep --in --out
 kmsctl machine adopt --tpm --file --name --machine-name --expect-key-index --remove-source
 kmsctl machine show --name
 kmsctl machine release --name --yes
