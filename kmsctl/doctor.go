@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -48,7 +49,7 @@ func newDoctor(a *app) *cobra.Command {
 			}
 			return failure
 		},
-	}, proto.OpStatus, proto.OpSelfTest, proto.OpWhoami)
+	}, proto.OpStatus, proto.OpSelfTest, proto.OpWhoami, proto.OpExpiry)
 	c.Flags().BoolVar(&selfTest, "self-test", false, "run the self-test of every algorithm")
 	return c
 }
@@ -145,6 +146,9 @@ func (a *app) examine(ctx context.Context, selfTest bool) (findings []finding, f
 	for _, w := range s.Warnings {
 		add("note", "daemon", w, "")
 	}
+	if s.State == "ready" && who.Admin {
+		a.examineExpiry(ctx, add)
+	}
 	if selfTest {
 		var r proto.SelfTestReply
 		if err := a.call(ctx, proto.OpSelfTest, &proto.Empty{}, &r); err != nil {
@@ -163,6 +167,43 @@ func (a *app) examine(ctx context.Context, selfTest bool) (findings []finding, f
 		failure = client.ErrLocked // so that the exit code is the one of every command
 	}
 	return findings, failure
+}
+
+// soon is how far doctor looks ahead for what a person has to see to.
+const soon = 30 * 24 * time.Hour
+
+// examineExpiry looks for keys and certificates that expire soon and that kmsd does not replace by itself.
+func (a *app) examineExpiry(ctx context.Context, add func(result, check, detail, remedy string)) {
+	now := time.Now()
+	var first *client.Due
+	waiting := 0
+	err := a.with(ctx, func(ctx context.Context, c *client.Client) error {
+		for d, err := range c.Expiring(ctx, now.Add(soon)) {
+			if err != nil {
+				return err
+			}
+			if !forPerson(d) {
+				continue
+			}
+			if waiting++; first == nil || d.At < first.At {
+				one := *d
+				first = &one
+			}
+		}
+		return nil
+	})
+	switch {
+	case err != nil:
+		add("problem", "expiry", err.Error(), hintFor(err))
+	case waiting == 0:
+		add("ok", "expiry", "nothing that a person has to see to expires within 30 days", "")
+	default:
+		result := "note"
+		if first.At <= now.Unix() {
+			result = "problem"
+		}
+		add(result, "expiry", fmt.Sprintf("%s for a person to see to, the first is %s: %s", plural(waiting, "thing"), first.Key, happening(first, now)), "kmsctl expiry --within 30d")
+	}
 }
 
 // until says when a lock-out ends, where that is known.

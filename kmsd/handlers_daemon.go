@@ -71,6 +71,10 @@ func handleStatus(c *call) (proto.Message, error) {
 	if check := d.engine.Check(); check != nil && check.Warning() != "" {
 		reply.Warnings = append(reply.Warnings, check.Warning())
 	}
+	if seen := d.engine.ClockBehind(); !seen.IsZero() {
+		reply.Warnings = append(reply.Warnings, fmt.Sprintf("the clock is behind %s, which the keystore has seen: no certificate is issued and no key replaced until it is right; if it is right now: kmsctl clock accept",
+			seen.UTC().Format(time.RFC3339)))
+	}
 	if c.session.who.Admin {
 		reply.Slots = slotReplies(d.slots.list(c.ctx, s))
 		if pin, err := pinOf(s); err == nil {

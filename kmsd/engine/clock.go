@@ -156,6 +156,14 @@ func (e *Engine) ClockSeen() time.Time {
 	return l.seen
 }
 
+// ClockBehind returns the latest time seen if the clock is so far behind it that nothing is issued, else the zero time.
+func (e *Engine) ClockBehind() time.Time {
+	if seen := e.ClockSeen(); e.now().Add(clockTolerance).Before(seen) {
+		return seen
+	}
+	return time.Time{}
+}
+
 // runClock writes the time down every hour.
 func (e *Engine) runClock(ctx context.Context) {
 	ticker := time.NewTicker(clockPeriod)

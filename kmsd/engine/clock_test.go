@@ -44,12 +44,18 @@ func TestClockSetBack(t *testing.T) {
 	}
 	h.clock.add(-clockTolerance)
 	h.base("REGISTRATION/tolerated")
+	if behind := h.ClockBehind(); !behind.IsZero() {
+		t.Errorf("behind %v", behind)
+	}
 	h.clock.add(-time.Second)
 	refused("a second too much")
 	h.clock.add(-300 * day)
 	refused("most of a year")
 	h.restart()
 	refused("after a restart")
+	if behind := h.ClockBehind(); !behind.Equal(latest) {
+		t.Errorf("behind %v, not %v", behind, latest)
+	}
 	if seen := h.ClockSeen(); !seen.Equal(latest) {
 		t.Errorf("seen %v, not %v", seen, latest)
 	}
