@@ -110,6 +110,26 @@ func TestNotYetValid(t *testing.T) {
 	}
 }
 
+// TestNotYetValidIsRenewed: kmsd does so by itself, from the root downwards.
+func TestNotYetValidIsRenewed(t *testing.T) {
+	h := newHouse(t)
+	h.clock.add(365 * 10 * day)
+	h.hierarchy()
+	h.base("REGISTRATION/x")
+	h.clock.add(-365 * 10 * day)
+	want(t, "accept", h.ClockAccept(t.Context(), h.admin), nil)
+	if _, err := h.Renew(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []keyspec.Name{"ROOT", "REGISTRATION", "REGISTRATION/x"} {
+		got := h.base(name)
+		if got.Made || got.Ref.Version != 2 {
+			t.Errorf("%v", got.Ref)
+		}
+		h.checkChain(got)
+	}
+}
+
 // TestForeignIsNotRotated: also where our own module key has certified somebody else's key.
 func TestForeignIsNotRotated(t *testing.T) {
 	h := newHouse(t)

@@ -128,7 +128,7 @@ func (y *survey) decide(x *prospect) error {
 		return x.alert("kmsd renews nothing, as configured: kmsctl master generate " + name)
 	}
 	x.then, x.at = ThenRotate, y.now
-	if revoked {
+	if revoked || x.early {
 		return nil
 	}
 	begin := x.renewal()
