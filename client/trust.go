@@ -53,11 +53,11 @@ func (v *TrustVerdict) Err() error {
 		return fmt.Errorf("%w in the domain %s", ErrUntrusted, v.Domain)
 	}
 	r := v.Reasons[0]
-	which := "it"
+	which := ""
 	if r.Index > 0 {
-		which = fmt.Sprintf("certificate %d of its path", r.Index)
+		which = fmt.Sprintf("certificate %d of its path: ", r.Index)
 	}
-	return fmt.Errorf("%w in the domain %s: %s: %s (%s)", ErrUntrusted, v.Domain, which, r.Text, r.Code)
+	return fmt.Errorf("%w in the domain %s: %s%s (%s)", ErrUntrusted, v.Domain, which, r.Text, r.Code)
 }
 
 // VerifyTrust asks whether chain[0] is trusted in a domain at a time, the zero time being now. The other certificates of chain can come

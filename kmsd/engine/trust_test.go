@@ -737,7 +737,21 @@ func TestDisguisedCertificates(t *testing.T) {
 	// One of ours, issued by a key that signs with ECDSA.
 	h.hierarchy()
 	h.create("REGISTRATION/ca", keyspec.ECDSAP256, keyspec.Sign, keyspec.Verify, keyspec.Certify)
-	h.create("REGISTRATION/leaf", keyspec.ECDSAP256, keyspec.Sign, keyspec.Verify)
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	imported := func(name keyspec.Name) {
+		t.Helper()
+		der, err := x509.MarshalPKCS8PrivateKey(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := h.Import(ctx, h.admin, &NewKey{Name: name, Algorithm: keyspec.ECDSAP256}, der, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	imported("REGISTRATION/leaf")
 	issue := func(key, issuer string, p pki.Profile) *x509.Certificate {
 		t.Helper()
 		s, err := pki.ParseSubject("CN="+key, nil, nil, nil, nil)
@@ -762,4 +776,7 @@ func TestDisguisedCertificates(t *testing.T) {
 	}
 	expect(t, "revoked", h.judged(OwnDomain, ours), "revoked")
 	expect(t, "revoked, in disguise", h.judged(OwnDomain, disguised(t, ours)), "revoked")
+	// Nor does it help that the public half is there under another name, too.
+	imported("REGISTRATION/copy")
+	expect(t, "revoked, and there twice", h.judged(OwnDomain, disguised(t, ours)), "revoked")
 }

@@ -198,7 +198,7 @@ func (u *use) moduleCertificates(add func(*x509.Certificate)) error {
 
 // ownCertificate looks a certificate up: whether it is revoked, and, when it is of a key of ours, whether that is, and the CAs
 // above it. It reports whether it is of a key of ours. By its public key it is found whatever its holder has made of it.
-func (u *use) ownCertificate(trust *pki.Trust, c *x509.Certificate, add func(*x509.Certificate)) (bool, error) {
+func (u *use) ownCertificate(trust *pki.Trust, c *x509.Certificate, add func(*x509.Certificate)) (ours bool, err error) {
 	revoke := func(at time.Time, reason keyspec.Reason) {
 		trust.Revoked = append(trust.Revoked, pki.Withdrawn{
 			Issuer: c.RawIssuer, Revocation: pki.Revocation{Serial: new(big.Int).Set(c.SerialNumber), At: at, Reason: reason},
@@ -212,47 +212,56 @@ func (u *use) ownCertificate(trust *pki.Trust, c *x509.Certificate, add func(*x5
 		revoke(r.At, r.Reason)
 	}
 	sum := sha256.Sum256(c.RawSubjectPublicKeyInfo)
-	ref, err := u.store.Alias(keystore.AliasSPKI, sum[:])
-	if errors.Is(err, keystore.ErrNotFound) {
-		return false, nil
-	}
-	if err != nil {
+	refs, err := u.store.Sharing(keystore.AliasSPKI, sum[:])
+	if err != nil && !errors.Is(err, keystore.ErrNotFound) {
 		return false, err
 	}
+	for _, ref := range refs {
+		v, err := u.ownVersion(ref, add)
+		if err != nil {
+			return false, err
+		}
+		if v == nil {
+			continue
+		}
+		ours = true
+		if !v.Revoked.IsZero() {
+			revoke(v.Revoked, v.Reason)
+		}
+	}
+	return ours, nil
+}
+
+// ownVersion returns a key version and adds the CAs above it. It is nil if the key is somebody else's, or not there any more.
+func (u *use) ownVersion(ref keyspec.Ref, add func(*x509.Certificate)) (*keystore.Version, error) {
 	key, err := u.metadata(u.store, ref.Name, u.now)
-	if errors.Is(err, keystore.ErrNotFound) {
-		return false, nil
+	if errors.Is(err, keystore.ErrNotFound) || err == nil && key.Origin == keyspec.Foreign {
+		return nil, nil
 	}
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	v, err := version(key, ref.Version, u.now)
 	if err != nil {
-		return false, err
-	}
-	if key.Origin == keyspec.Foreign {
-		return false, nil
-	}
-	if !v.Revoked.IsZero() {
-		revoke(v.Revoked, v.Reason)
+		return nil, err
 	}
 	// The chain that is attached may be of another certificate of the key, issued by another version of the module key.
 	err = u.certificatesOf(keyspec.Name(ref.Name.Namespace()), func(_ *keystore.Key, _ *keystore.Version, c *x509.Certificate) { add(c) })
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	stored, err := u.store.Public(ref)
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	for i, der := range stored.Chain {
 		issuer, err := pki.ParseCertificate(der)
 		if err != nil {
-			return false, err
+			return nil, err
 		}
 		if i > 0 {
 			add(issuer)
 		}
 	}
-	return true, nil
+	return v, nil
 }
