@@ -283,16 +283,26 @@ func (u *use) issuedBy(p *place, ref keyspec.Ref, chain [][]byte) (*issued, erro
 			return nil, err
 		}
 		sum := sha256.Sum256(i.RawSubjectPublicKeyInfo)
-		out.Issuer, err = u.store.Alias(keystore.AliasSPKI, sum[:])
+		sharing, err := u.store.Sharing(keystore.AliasSPKI, sum[:])
 		if errors.Is(err, keystore.ErrNotFound) {
 			return nil, nil
 		}
 		if err != nil {
 			return nil, err
 		}
-		key, err := u.metadata(u.store, out.Issuer.Name, u.now)
-		if err != nil || key.Origin == keyspec.Foreign {
-			return nil, err
+		for _, r := range sharing { // the same key may have been brought in a second time, as somebody else's even
+			key, err := u.metadata(u.store, r.Name, u.now)
+			switch {
+			case err != nil:
+				return nil, err
+			case key.Origin == keyspec.Foreign:
+				continue
+			case out.Issuer.Name == "" || p != nil && r.Name == p.issuer:
+				out.Issuer = r
+			}
+		}
+		if out.Issuer.Name == "" {
+			return nil, nil
 		}
 		return out, nil
 	case p == nil || p.issuer == "":
