@@ -121,8 +121,10 @@ func replySpace(op string) int {
 	switch op {
 	case proto.OpCapabilities:
 		return 16 << 10
+	case proto.OpMasterGenerate, proto.OpCertCurrent, proto.OpCertCSR: // a chain of the hierarchy
+		return 8 << 10
 	case proto.OpRandom, proto.OpBatch, proto.OpKeyList, proto.OpKeyFind, proto.OpAuditTail, proto.OpCertGet,
-		proto.OpAppList, proto.OpAppGet, proto.OpMasterGenerate, proto.OpCertCurrent, proto.OpCertCSR, proto.OpCertList, proto.OpCRLGet, proto.OpExpiry, proto.OpEvents,
+		proto.OpAppList, proto.OpAppGet, proto.OpCertList, proto.OpCRLGet, proto.OpExpiry, proto.OpEvents,
 		proto.OpCertUpload, proto.OpTrustAdd, proto.OpTrustList, proto.OpTrustVerify, proto.OpTrustDomains, proto.OpPartnerAdd:
 		return proto.MaxControlFrame
 	case proto.OpStreamUpdate: // of a backup
