@@ -5,7 +5,9 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -303,4 +305,61 @@ func TestVersionsRunOut(t *testing.T) {
 		t.Errorf("%s", got.Ref)
 	}
 	h.checkChain(got)
+}
+
+// TestAllAtOnce: whatever administrators, users and kmsd itself do at one time, nobody waits for ever, each version is certified, and there is
+// one that is current.
+func TestAllAtOnce(t *testing.T) {
+	h := newHouse(t)
+	h.hierarchy()
+	h.base("REGISTRATION/x")
+	h.clock.add(1050 * day)
+	ctx, cancel := timeout(t, time.Minute)
+	defer cancel()
+	var wg sync.WaitGroup
+	for _, act := range []func() error{
+		func() error { _, err := h.CertCurrent(ctx, h.app, "REGISTRATION/x", nil); return err },
+		func() error { _, err := h.CertCurrent(ctx, h.app, "REGISTRATION", nil); return err },
+		func() error { _, err := h.CertRequestFor(ctx, h.app, "REGISTRATION/x", nil); return err },
+		func() error {
+			_, err := h.Rotate(ctx, h.app, "REGISTRATION/x", time.Time{}, time.Time{}, false)
+			return err
+		},
+		func() error {
+			_, err := h.MasterGenerate(ctx, h.admin, &Master{Name: "REGISTRATION", Force: true})
+			return err
+		},
+		func() error {
+			_, err := h.Revoke(ctx, h.app, keyspec.Ref{Name: "REGISTRATION/x"}, keyspec.Superseded, ReplaceDefault)
+			return err
+		},
+		func() error { _, err := h.Renew(ctx); return err },
+		func() error { return h.ClockAccept(ctx, h.admin) },
+	} {
+		wg.Go(func() {
+			for range 3 {
+				if err := act(); err != nil && !errors.Is(err, ErrState) && !errors.Is(err, keystore.ErrConflict) {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	for _, name := range []keyspec.Name{"REGISTRATION", "REGISTRATION/x"} {
+		got := h.base(name)
+		h.checkChain(got)
+		key, err := h.Get(t.Context(), h.app, keyspec.Ref{Name: name})
+		if err != nil || key.Current != got.Ref.Version {
+			t.Fatalf("%s: %v, %v", name, got.Ref, err)
+		}
+		for i, v := range key.Versions {
+			if int(v.Number) != i+1 || (v.State == keyspec.Active) != (v.Number == key.Current) {
+				t.Errorf("%s@%d is %s", name, v.Number, v.State)
+			}
+		}
+		list, err := h.Certificates(t.Context(), h.app, name, 0, keyspec.MaxVersions)
+		if err != nil || len(list) != len(key.Versions) || slices.ContainsFunc(list, func(v VersionCertificate) bool { return len(v.Chain) == 0 }) {
+			t.Errorf("%s: %d certificates of %d versions, %v", name, len(list), len(key.Versions), err)
+		}
+	}
 }
