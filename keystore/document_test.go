@@ -569,8 +569,12 @@ func TestOneDamagedDocumentDoesNotStopTheOthers(t *testing.T) {
 		t.Fatal(err)
 	}
 	applyDocuments(t, s, testDocument("trust", "new"))
-	// Writing it again mends it.
-	d.Revision = 2
+	// Writing it again mends it, for which the revision is told.
+	damaged, err := s.Document("trust", "3")
+	if !errors.Is(err, ErrDamaged) {
+		t.Fatal(err)
+	}
+	d.Revision = damaged.Revision
 	applyDocuments(t, s, DocumentChange{Document: d})
 	if list, _, err := s.Documents("trust", nil, 1000); err != nil || len(list) != count+1 {
 		t.Fatalf("%d documents, %v", len(list), err)
