@@ -164,7 +164,8 @@ type standing struct {
 	due     bool              // for replacement
 }
 
-// standing looks at the key of a place.
+// standing looks at the key of a place. The key of a machine, whose name an application may have as well, is ErrNotMade there: it gets neither
+// a successor nor a certificate with which it would expire.
 func (u *use) standing(p *place) (*standing, error) {
 	s := &standing{place: p, due: true}
 	key, err := u.metadata(u.store, p.name, u.now)
@@ -173,6 +174,9 @@ func (u *use) standing(p *place) (*standing, error) {
 	}
 	if err != nil {
 		return nil, err
+	}
+	if p.app != nil && key.Profile == mechanism.ProfileMOSIPMachine {
+		return nil, fmt.Errorf("%w: %s is the identity of a registration machine", ErrNotMade, p.name)
 	}
 	s.key = key
 	if s.version, err = version(key, 0, u.now); err != nil {

@@ -121,6 +121,13 @@ func demanded(err error) error {
 func (u *use) recordFor(h *half, n *NewMachine, p keyspec.Protection, origin keyspec.Origin) error {
 	key, err := u.store.Get(h.name)
 	if errors.Is(err, keystore.ErrNotFound) {
+		application, _, err := u.stored(string(h.name.Namespace()))
+		if err != nil {
+			return err
+		}
+		if application != nil {
+			return fmt.Errorf("%w: %s is an application, which may make keys of these names itself; adopt under another name", ErrInput, application.Name)
+		}
 		labels := make(map[string]string)
 		if n.MachineName != "" {
 			labels[LabelMachineName] = n.MachineName

@@ -298,6 +298,43 @@ func TestMachineFromFile(t *testing.T) {
 	}
 }
 
+// An application of the same name makes no generation of a machine's key, whichever was there first.
+func TestMachineIsNoApplication(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t)
+	h.hierarchy()
+	ctx := t.Context()
+	adopt := func(name keyspec.Name) error {
+		wrapped, token := h.sealImport(h.admin, pkcs8Of(t, 2048))
+		_, err := h.MachineAdopt(ctx, h.admin, &NewMachine{Name: name, Wrapped: wrapped, Token: token})
+		return err
+	}
+	for _, name := range []keyspec.Name{"ROOT", "REGISTRATION", "REGISTRATION/10001"} {
+		want(t, "an identity below "+string(name), adopt(name), ErrInput)
+	}
+	if err := adopt("MACHINE"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.SetApplication(ctx, h.admin, &Application{Name: "MACHINE"}); err != nil {
+		t.Fatal(err)
+	}
+	h.master(Master{Name: "MACHINE"})
+	for _, m := range []Master{{Name: "MACHINE/SIGN"}, {Name: "MACHINE/SIGN", Force: true}} {
+		_, err := h.MasterGenerate(ctx, h.admin, &m)
+		want(t, "a generation", err, ErrUnsupported)
+	}
+	_, err := h.CertCurrent(ctx, h.admin, "MACHINE/ENCRYPT", nil)
+	want(t, "a base key", err, ErrUnsupported)
+	_, err = h.Revoke(ctx, h.admin, keyspec.Ref{Name: "MACHINE/ENCRYPT"}, keyspec.Superseded, ReplaceYes)
+	if err == nil {
+		t.Error("revoked with a successor")
+	}
+	m, err := h.Machine(ctx, h.admin, "MACHINE")
+	if err != nil || m.Sign.Version != 1 || m.Encrypt.Version != 1 {
+		t.Errorf("%+v, %v", m, err)
+	}
+}
+
 // Nothing but adoption makes keys of the profile, or two keys of one RSA key that sign and decrypt.
 func TestOneKeyOnePurpose(t *testing.T) {
 	t.Parallel()

@@ -47,6 +47,10 @@ func (y *survey) prospect(name keyspec.Name) (*prospect, error) {
 		return nil, err
 	}
 	s, err := y.standing(p)
+	if errors.Is(err, ErrNotMade) {
+		outside = true
+		s, err = y.standing(&place{name: name})
+	}
 	if err != nil || s.key == nil || s.until.IsZero() {
 		return nil, err
 	}

@@ -108,7 +108,7 @@ func (u *use) revoke(w *withdrawal) (*keystore.Key, error) {
 
 // placed returns the rules for a key that has a place in the hierarchy, whoever has certified it, or nil.
 func (u *use) placed(key *keystore.Key) (*place, error) {
-	if key.Origin == keyspec.Foreign || len(key.Versions) == 0 || key.Versions[len(key.Versions)-1].SPKISHA256 == [sha256.Size]byte{} {
+	if rotatable(key) != nil || len(key.Versions) == 0 || key.Versions[len(key.Versions)-1].SPKISHA256 == [sha256.Size]byte{} {
 		return nil, nil
 	}
 	p, err := u.placeOf(key.Name, false)
