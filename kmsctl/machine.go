@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/rsa"
@@ -16,6 +17,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/kmsd-project/kmsd/client"
 	"github.com/kmsd-project/kmsd/client/packet"
@@ -104,21 +106,14 @@ Adopting the same identity again changes nothing. With --expect-key-index nothin
 			if err != nil {
 				return err
 			}
-			var m *client.Machine
-			p := a.waiting("making the machine's keys")
-			if dir == "" {
-				m, err = daemon.AdoptMachine(c.Context(), what)
-			} else {
-				m, err = adoptFile(c.Context(), daemon, what, dir)
+			if dir != "" {
+				return a.adoptFile(c.Context(), daemon, what, dir, remove)
 			}
+			p := a.waiting("making the machine's keys")
+			m, err := daemon.AdoptMachine(c.Context(), what)
 			p.end()
 			if err != nil {
 				return err
-			}
-			if dir != "" {
-				if err := a.leaveSource(c.Context(), m, dir, remove); err != nil {
-					return err
-				}
 			}
 			return a.printMachine(m)
 		},
@@ -136,11 +131,40 @@ Adopting the same identity again changes nothing. With --expect-key-index nothin
 // maxMachineFile bounds the files of a machine's keys in bytes.
 const maxMachineFile = 8 << 10
 
-// adoptFile adopts the key in a directory. What is beside it must not contradict it.
-func adoptFile(ctx context.Context, daemon *client.Client, what client.Adoption, dir string) (*client.Machine, error) {
-	der, err := readRegular(filepath.Join(dir, machineSecret))
+// adoptFile adopts the key in a directory, says what is to become of its file or, when it is to be removed, tries the adopted keys and removes
+// it.
+func (a *app) adoptFile(ctx context.Context, daemon *client.Client, what client.Adoption, dir string, remove bool) error {
+	source, err := openRegular(filepath.Join(dir, machineSecret), remove)
 	if err != nil {
-		return nil, withHint(err, "--file takes the directory of MOSIP's client, %s", machineDir)
+		return withHint(err, "--file takes the directory of MOSIP's client, %s", machineDir)
+	}
+	defer source.Close()
+	p := a.waiting("adopting the machine's key")
+	m, err := adoptSource(ctx, daemon, what, source)
+	p.end()
+	if err != nil {
+		return err
+	}
+	path := source.Name()
+	if !remove {
+		a.say("%s still holds the key in clear. When everything works: shred -u %s, or repeat with --remove-source", path, path)
+		return a.printMachine(m)
+	}
+	if err := tryMachine(ctx, m); err != nil {
+		return fmt.Errorf("%s was not removed: %w", path, err)
+	}
+	if err := shred(source); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	a.say("%s was overwritten and removed. Copies in backups, snapshots and worn flash cells are not reached by that.", path)
+	return a.printMachine(m)
+}
+
+// adoptSource adopts the key in a file. What is beside it must not contradict it.
+func adoptSource(ctx context.Context, daemon *client.Client, what client.Adoption, source *os.File) (*client.Machine, error) {
+	der, err := readSmall(source)
+	if err != nil {
+		return nil, err
 	}
 	defer clear(der)
 	parsed, err := x509.ParsePKCS8PrivateKey(der)
@@ -155,9 +179,7 @@ func adoptFile(ctx context.Context, daemon *client.Client, what client.Adoption,
 	if err != nil {
 		return nil, err
 	}
-	if beside, err := readRegular(filepath.Join(dir, machinePublic)); err == nil && !bytes.Equal(beside, spki) {
-		return nil, fmt.Errorf("%s is not the public half of %s: nothing was adopted", machinePublic, machineSecret)
-	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := checkBeside(filepath.Join(filepath.Dir(source.Name()), machinePublic), spki); err != nil {
 		return nil, err
 	}
 	pkcs8, err := x509.MarshalPKCS8PrivateKey(private) // Java writes an attribute or two that others do not
@@ -168,35 +190,50 @@ func adoptFile(ctx context.Context, daemon *client.Client, what client.Adoption,
 	return daemon.AdoptMachineKey(ctx, what, pkcs8)
 }
 
-// readRegular reads a small file.
-func readRegular(path string) ([]byte, error) {
-	f, err := os.Open(path)
+// checkBeside refuses a file with another public half. There need not be one.
+func checkBeside(path string, spki []byte) error {
+	f, err := openRegular(path, false)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	beside, err := readSmall(f)
+	if err == nil && !bytes.Equal(beside, spki) {
+		err = fmt.Errorf("%s is not the public half of %s: nothing was adopted", machinePublic, machineSecret)
+	}
+	return err
+}
+
+// openRegular opens a file in a directory that may be somebody else's: no link, which would lead elsewhere, and nothing that makes who opens it
+// wait.
+func openRegular(path string, write bool) (*os.File, error) {
+	flags := os.O_RDONLY
+	if write {
+		flags = os.O_RDWR
+	}
+	f, err := os.OpenFile(path, flags|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if errors.Is(err, unix.ELOOP) {
+		return nil, fmt.Errorf("%s is a symbolic link", path)
+	}
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxMachineFile+1))
-	if err == nil && len(data) > maxMachineFile {
-		err = fmt.Errorf("%s is larger than %s", path, size(maxMachineFile))
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		f.Close()
+		return nil, cmp.Or(err, fmt.Errorf("%s is not a regular file", path))
 	}
-	return data, err
+	return f, nil
 }
 
-// leaveSource says what is to become of the key file or, when it is to be removed, tries the adopted keys and removes it.
-func (a *app) leaveSource(ctx context.Context, m *client.Machine, dir string, remove bool) error {
-	path := filepath.Join(dir, machineSecret)
-	if !remove {
-		a.say("%s still holds the key in clear. When everything works: shred -u %s, or repeat with --remove-source", path, path)
-		return nil
+func readSmall(f *os.File) ([]byte, error) {
+	data, err := io.ReadAll(io.LimitReader(f, maxMachineFile+1))
+	if err == nil && len(data) > maxMachineFile {
+		err = fmt.Errorf("%s is larger than %s", f.Name(), size(maxMachineFile))
 	}
-	if err := tryMachine(ctx, m); err != nil {
-		return fmt.Errorf("%s was not removed: %w", path, err)
-	}
-	if err := shred(path); err != nil {
-		return fmt.Errorf("%s: %w", path, err)
-	}
-	a.say("%s was overwritten and removed. Copies in backups, snapshots and worn flash cells are not reached by that.", path)
-	return nil
+	return data, err
 }
 
 // tryMachine has kmsd sign and decrypt, and checks both with the public halves.
@@ -221,19 +258,11 @@ func tryMachine(ctx context.Context, m *client.Machine) error {
 	return err
 }
 
-// shred overwrites a file where it is, and removes it.
-func shred(path string) error {
-	f, err := os.OpenFile(path, os.O_WRONLY, 0)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
+// shred overwrites an open file where it is, and removes it. What has its name by then is removed only if it is that file.
+func shred(f *os.File) error {
 	info, err := f.Stat()
 	if err != nil {
 		return err
-	}
-	if !info.Mode().IsRegular() {
-		return errors.New("not a regular file")
 	}
 	noise := make([]byte, info.Size())
 	rand.Read(noise)
@@ -243,10 +272,13 @@ func shred(path string) error {
 	if err := f.Sync(); err != nil {
 		return err
 	}
-	if err := os.Remove(path); err != nil {
+	if now, err := os.Lstat(f.Name()); err != nil || !os.SameFile(info, now) {
+		return cmp.Or(err, errors.New("was overwritten, but its name is another file's now"))
+	}
+	if err := os.Remove(f.Name()); err != nil {
 		return err
 	}
-	return syncDir(filepath.Dir(path))
+	return syncDir(filepath.Dir(f.Name()))
 }
 
 type machineKeyView struct {

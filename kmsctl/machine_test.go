@@ -10,6 +10,8 @@ import (
 	"regexp"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestPasswordsOnTheTerminal shows db.conf on a terminal: the passwords only when they are asked for.
@@ -52,5 +54,58 @@ func TestPasswordsOnTheTerminal(t *testing.T) {
 	}
 	if text := shown("--reveal"); !password.MatchString(text) {
 		t.Errorf("asked: %q", text)
+	}
+}
+
+// The directory of a machine's key is often its user's, while root adopts it: no link leads --remove-source to another file, and no pipe makes
+// it wait.
+func TestRemoveSourceStaysWithTheFile(t *testing.T) {
+	dir := t.TempDir()
+	path, victim := filepath.Join(dir, machineSecret), filepath.Join(dir, "victim")
+	write := func(path string) {
+		t.Helper()
+		if err := os.WriteFile(path, []byte("content"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(victim)
+	if err := os.Symlink(victim, path); err != nil {
+		t.Fatal(err)
+	}
+	for _, w := range []bool{false, true} {
+		if _, err := openRegular(path, w); err == nil {
+			t.Error("a symbolic link was followed")
+		}
+	}
+	os.Remove(path)
+	if err := unix.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := openRegular(path, false); err == nil {
+		t.Error("a pipe was opened")
+	}
+	os.Remove(path)
+
+	write(path)
+	f, err := openRegular(path, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	moved := filepath.Join(dir, "moved")
+	if err := os.Rename(path, moved); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(victim, path); err != nil {
+		t.Fatal(err)
+	}
+	if err := shred(f); err == nil {
+		t.Error("a file was removed that is another one by now")
+	}
+	if data, err := os.ReadFile(victim); err != nil || string(data) != "content" {
+		t.Errorf("the other file has %q, %v", data, err)
+	}
+	if data, err := os.ReadFile(moved); err != nil || string(data) == "content" {
+		t.Errorf("the key's file has %q, %v", data, err)
 	}
 }
