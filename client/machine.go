@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 
@@ -217,8 +218,8 @@ func EncryptForMachine(public *rsa.PublicKey, p packet.Padding, plaintext []byte
 	return packet.EncryptForClient(public, p, plaintext)
 }
 
-// Decrypt decrypts what was encrypted to this machine, in today's layout or that of MOSIP 1.1.4.4. The error is [ErrDecryption] or wraps
-// packet.ErrDecryption, whatever is wrong.
+// Decrypt decrypts what was encrypted to this machine, in today's layout or that of MOSIP 1.1.4.4. The error is the one [ErrDecryption],
+// whatever is wrong with what has the form of it.
 func (m *Machine) Decrypt(ctx context.Context, sealed []byte) ([]byte, error) {
 	return m.DecryptAs(ctx, m.Padding(), sealed)
 }
@@ -229,7 +230,11 @@ func (m *Machine) DecryptAs(ctx context.Context, p packet.Padding, sealed []byte
 	if len(sealed) > MaxMachineData+maxMachineOverhead {
 		return nil, fmt.Errorf("%w: %d bytes for a machine, at most %d", ErrTooLarge, len(sealed), MaxMachineData)
 	}
-	return packet.DecryptForClient(ctx, m, p, sealed)
+	plaintext, err := packet.DecryptForClient(ctx, m, p, sealed)
+	if errors.Is(err, ErrDecryption) || errors.Is(err, packet.ErrDecryption) {
+		return nil, ErrDecryption
+	}
+	return plaintext, err
 }
 
 const maxMachineOverhead = 512 // bytes in front of, and behind, the ciphertext

@@ -198,7 +198,7 @@ func TestMachine(t *testing.T) {
 		for _, at := range []int{0, 256, 268, 300, len(sealed) - 1} {
 			changed := bytes.Clone(sealed)
 			changed[at] ^= 1
-			if _, err := m.Decrypt(t.Context(), changed); !errors.Is(err, client.ErrDecryption) && !errors.Is(err, packet.ErrDecryption) {
+			if _, err := m.Decrypt(t.Context(), changed); err != client.ErrDecryption { // the very same, and no word about where
 				t.Errorf("changed at %d: %v", at, err)
 			}
 		}

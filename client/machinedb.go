@@ -7,9 +7,11 @@ import (
 	"encoding/base64"
 	"fmt"
 	"slices"
+	"unicode/utf8"
 )
 
-// MachineDatabase is what the file db.conf of a registration machine holds: how its local database is opened. Wipe it after use.
+// MachineDatabase is what the file db.conf of a registration machine holds: how its local database is opened. The fields are UTF-8. Wipe it after
+// use.
 type MachineDatabase struct {
 	BootPassword []byte // of the encryption of the database
 	User         []byte
@@ -84,7 +86,7 @@ func (d *MachineDatabase) marshal() ([]byte, error) {
 	if again, err := parseMachineDatabase(text); err != nil || !bytes.Equal(again.BootPassword, d.BootPassword) || !bytes.Equal(again.User, d.User) ||
 		!bytes.Equal(again.Password, d.Password) {
 		clear(text)
-		return nil, fmt.Errorf("%w: the fields of db.conf hold %q, or more than %d bytes", ErrInvalid, separator, maxDatabase)
+		return nil, fmt.Errorf("%w: the fields of db.conf hold %q, what is no UTF-8, or more than %d bytes", ErrInvalid, separator, maxDatabase)
 	}
 	return text, nil
 }
@@ -95,7 +97,7 @@ func parseMachineDatabase(text []byte) (*MachineDatabase, error) {
 		return nil, fmt.Errorf("%w: db.conf of %d bytes", ErrTooLarge, len(text))
 	}
 	fields := bytes.Split(text, []byte(separator))
-	if len(fields) != 4 || len(fields[3]) != 1 || fields[3][0] != '0' && fields[3][0] != '1' ||
+	if len(fields) != 4 || !utf8.Valid(text) || len(fields[3]) != 1 || fields[3][0] != '0' && fields[3][0] != '1' ||
 		slices.ContainsFunc(fields, func(f []byte) bool { return len(f) == 0 }) {
 		return nil, fmt.Errorf("%w: db.conf has not the four fields boot password, user, password and state", ErrInvalid)
 	}

@@ -17,6 +17,7 @@ func TestMachineDatabase(t *testing.T) {
 		{BootPassword: []byte("a-BREAK-b"), User: []byte("c"), Password: []byte("d")},
 		{BootPassword: []byte("a-BREAK"), User: []byte("-BREAK-"), Password: []byte("d")},
 		{BootPassword: []byte("-BREAK-BREAK"), User: []byte("c"), Password: []byte("d")},
+		{BootPassword: []byte("a\xff"), User: []byte("c"), Password: []byte("d")},
 		{BootPassword: bytes.Repeat([]byte("a"), 180), User: []byte("c"), Password: []byte("d")},
 	} {
 		if text, err := bad.marshal(); !errors.Is(err, ErrInvalid) {
@@ -24,7 +25,7 @@ func TestMachineDatabase(t *testing.T) {
 		}
 	}
 	for _, bad := range []string{"", "a-BREAK-b-BREAK-c", "a-BREAK-b-BREAK-c-BREAK-2", "a-BREAK-b-BREAK-c-BREAK-01", "a-BREAK--BREAK-c-BREAK-0",
-		"a-BREAK-b-BREAK-c-BREAK-0-BREAK-1", "a-BREAK-b-BREAK-c-BREAK-", strings.Repeat("a", 200) + "-BREAK-b-BREAK-c-BREAK-0"} {
+		"a-BREAK-b-BREAK-c-BREAK-0-BREAK-1", "a-BREAK-b-BREAK-c-BREAK-", "\xff-BREAK-b-BREAK-c-BREAK-0", strings.Repeat("a", 200) + "-BREAK-b-BREAK-c-BREAK-0"} {
 		if d, err := parseMachineDatabase([]byte(bad)); err == nil {
 			t.Errorf("%q became %+v", bad, d)
 		}

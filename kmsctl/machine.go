@@ -610,7 +610,7 @@ a client on Android. The data are at most 64 MiB, and nothing is written before 
 			}
 			p.end()
 			switch {
-			case errors.Is(err, packet.ErrDecryption), errors.Is(err, client.ErrDecryption):
+			case errors.Is(err, client.ErrDecryption):
 				return withHint(err, "another machine's, another kind of client (--android), --block or not, or the data were changed")
 			case errors.Is(err, packet.ErrFormat):
 				return withHint(err, "--block is for one RSA block, --raw for binary")
