@@ -152,6 +152,7 @@ func (e *Engine) Unlocked() error {
 	e.touch()
 	signal(e.wakeCopier)
 	signal(e.wakeScheduler)
+	e.renewals.forget() // with the keystore, devices may have been opened
 	signal(e.wakeRenewer)
 	signal(e.wakeChecker)
 	info := s.Info()

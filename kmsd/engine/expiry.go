@@ -108,8 +108,11 @@ func (y *survey) timeline(after []byte, limit int) (list []Due, next []byte, err
 		}
 		for _, key := range keys {
 			due, err := y.dueOf(key)
-			if err != nil && !isGone(err) {
+			switch {
+			case y.over(err):
 				return nil, nil, err
+			case err != nil:
+				due = []Due{{Key: keyspec.Ref{Name: key.Name}, What: DueKey, At: y.now, Then: ThenAlert, Detail: shortened("what becomes of it is not known: " + err.Error())}}
 			}
 			list = append(list, due...)
 		}
@@ -138,7 +141,7 @@ func (y *survey) dueOf(key *keystore.Key) (list []Due, err error) {
 	}
 	if x != nil && !(x.version.State == keyspec.Destroyed) {
 		d := Due{Key: keyspec.Ref{Name: key.Name, Version: x.version.Number}, What: x.what, At: x.until, Then: x.then, ActAt: x.at, Detail: shortened(x.detail)}
-		if again, text := y.renewals.waiting(string(key.Name)); !again.IsZero() && !x.at.IsZero() {
+		if again, text := y.renewals.waiting(string(key.Name)); !again.IsZero() && !x.at.IsZero() && !y.now.Before(x.at) {
 			d.Then, d.ActAt, d.Detail = ThenAlert, again, shortened("it is tried again: "+text)
 		}
 		list = append(list, d)

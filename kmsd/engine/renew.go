@@ -35,7 +35,7 @@ const (
 	renewDelay   = time.Second
 	maxRenewals  = 256             // keys that one pass renews
 	firstRetry   = time.Minute     // after a failure; it doubles with each one
-	lastRetry    = 6 * time.Hour   // and stays at that
+	lastRetry    = time.Hour       // and stays at that
 	repeatAlert  = 24 * time.Hour  // of a failure that goes on
 	clockRetry   = time.Minute     // while the clock is behind
 	maxYield     = 5 * time.Second // that a renewal waits while others make keys
@@ -108,6 +108,13 @@ func (r *renewals) fail(what, text string, now time.Time) (tell bool) {
 	return tell
 }
 
+// forget forgets all failures: it is another day.
+func (r *renewals) forget() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	clear(r.failed)
+}
+
 // succeeded forgets a failure.
 func (r *renewals) succeeded(what string) {
 	r.mu.Lock()
@@ -164,17 +171,24 @@ func (e *Engine) Renew(ctx context.Context) (next time.Time, err error) {
 		return now.Add(clockRetry), err
 	}
 	r := &round{next: next}
-	if err := e.survey(ctx, s, r); err != nil {
-		return next, err
+	y := newSurvey(e.itself(ctx, "", keyspec.Ref{}))
+	y.store = s
+	err = errors.Join(y.keys(r), e.renewAll(ctx, r), e.publishAll(ctx, r), y.giveNotice(r))
+	switch {
+	case err == nil:
+		e.renewals.succeeded(everything)
+	case ctx.Err() != nil:
+		return r.next, ctx.Err()
+	case s.Locked():
+		return next, nil
+	default:
+		e.troubled(everything, keyspec.Ref{}, "a part of the keys was not looked at for renewal: "+err.Error(), r)
 	}
-	if err := e.renewAll(ctx, r); err != nil {
-		return r.next, err
-	}
-	if err := e.publishAll(ctx, r); err != nil {
-		return r.next, err
-	}
-	return r.next, e.giveNotice(ctx, r)
+	return r.next, nil
 }
+
+// everything is what has failed when a pass was not completed.
+const everything = "everything"
 
 // clockRuns reports whether the clock is right, as far as can be told, and says so once when it is not.
 func (e *Engine) clockRuns(ctx context.Context, s *keystore.Store, now time.Time) (bool, error) {
@@ -220,43 +234,42 @@ func (r *round) before(t time.Time) {
 	}
 }
 
-// survey goes over all keys.
-func (e *Engine) survey(ctx context.Context, s *keystore.Store, r *round) error {
-	y := newSurvey(&use{Engine: e, ctx: ctx, caller: &Caller{}, act: &act{}, store: s, now: e.now()})
-	lists, err := y.issuing()
-	if err != nil {
-		return err
-	}
+// keys goes over all keys.
+func (y *survey) keys(r *round) error {
+	lists, failure := y.issuing()
 	for after := []byte(nil); ; {
-		keys, following, err := s.Page("", "", after, MaxPage)
+		keys, following, err := y.store.Page("", "", after, MaxPage)
 		if err != nil {
-			return err
+			return errors.Join(failure, err)
 		}
 		for _, key := range keys {
 			x, err := y.prospect(key.Name)
-			if err != nil {
-				if isGone(err) {
-					continue
-				}
+			switch {
+			case y.over(err):
 				return err
-			}
-			if x != nil {
+			case err != nil && !isGone(err): // one of them that nobody can read holds up no other
+				y.troubled(string(key.Name), keyspec.Ref{Name: key.Name}, "what becomes of it is not known: "+err.Error(), r)
+			case x != nil:
 				y.note(r, x)
 			}
 			refs, err := y.publishing(key, lists)
-			if err != nil && !isGone(err) {
+			if y.over(err) {
 				return err
 			}
 			r.issuers = append(r.issuers, refs...)
 		}
 		if after = following; after == nil {
-			break
+			return failure
 		}
-		if err := pause(ctx, schedulePause); err != nil {
+		if err := pause(y.ctx, schedulePause); err != nil {
 			return err
 		}
 	}
-	return y.outsiders(func(n *notice) { r.notices = append(r.notices, *n) })
+}
+
+// over reports whether an error ends a look at many keys: nobody waits for it any more, or the keystore was locked.
+func (y *survey) over(err error) bool {
+	return err != nil && (y.ctx.Err() != nil || y.store.Locked())
 }
 
 // note sorts a prospect into what is to be done now and later.
@@ -269,6 +282,9 @@ func (y *survey) note(r *round, x *prospect) {
 		if again, _ := y.renewals.waiting(string(name)); again.After(at) {
 			at, overdue = again, true
 		}
+		if y.now.Before(x.at) {
+			y.renewals.succeeded(string(name)) // somebody else has done it
+		}
 		if y.now.Before(at) {
 			r.before(at)
 		} else {
@@ -276,7 +292,7 @@ func (y *survey) note(r *round, x *prospect) {
 		}
 	}
 	if x.then == ThenAlert || x.then == ThenDeactivate || overdue {
-		r.notices = append(r.notices, notice{Due{Key: ref, What: x.what, At: x.until, Then: x.then, Detail: x.detail}, x.version.NotBefore})
+		r.notice(&notice{Due{Key: ref, What: x.what, At: x.until, Then: x.then, Detail: x.detail}, x.version.NotBefore}, y.now)
 	}
 }
 
@@ -315,7 +331,7 @@ func (e *Engine) renewAll(ctx context.Context, r *round) error {
 			e.renewals.succeeded(string(d.name))
 			e.renewals.succeeded(below)
 			stuck[d.issuer] = 0
-		case isGone(err):
+		case isGone(err), errors.Is(err, ErrNotAvailable):
 			e.renewals.succeeded(string(d.name))
 		default:
 			e.troubled(string(d.name), keyspec.Ref{Name: d.name}, "it is due and was not renewed: "+err.Error(), r)

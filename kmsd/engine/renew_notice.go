@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"time"
@@ -67,15 +66,19 @@ func (n *notice) text(d int, now time.Time) string {
 	return text
 }
 
-// giveNotice tells what expires soon.
-func (e *Engine) giveNotice(ctx context.Context, r *round) error {
-	s, err := e.opened()
-	if err != nil {
-		return nil
+// notice takes something that expires, unless that is far away.
+func (r *round) notice(n *notice, now time.Time) {
+	if left := n.At.Sub(now); left < days(noticeDays[0]+1) && left > -2*staleNotice {
+		r.notices = append(r.notices, *n)
 	}
-	now := e.now()
+}
+
+// giveNotice tells what expires soon, of others as well.
+func (y *survey) giveNotice(r *round) error {
+	now := y.now
+	failure := y.outsiders(func(n *notice) { r.notice(n, now) })
 	var last storedNotices
-	d, err := s.Document(kindNotices, noticesName)
+	d, err := y.store.Document(kindNotices, noticesName)
 	switch {
 	case err == nil:
 		if err := decodeDocument(&d, noticesFormat, &last); err != nil {
@@ -95,19 +98,19 @@ func (e *Engine) giveNotice(ctx context.Context, r *round) error {
 			continue
 		}
 		if given++; given <= maxNotices {
-			e.log.Warn("something expires that kmsd does not replace", "key", n.Key, "what", n.text(d, now))
-			e.happened(EventExpiring, n.Key, n.text(d, now))
+			y.log.Warn("something expires that kmsd does not replace", "key", n.Key, "what", n.text(d, now))
+			y.happened(EventExpiring, n.Key, n.text(d, now))
 		}
 	}
 	if given > maxNotices {
-		e.happened(EventExpiring, keyspec.Ref{}, fmt.Sprintf("and %d more: kmsctl expiry", given-maxNotices))
+		y.happened(EventExpiring, keyspec.Ref{}, fmt.Sprintf("and %d more: kmsctl expiry", given-maxNotices))
 	}
 	if given == 0 && now.Sub(last.Until) < 24*time.Hour {
-		return nil
+		return failure
 	}
 	change, err := document(kindNotices, noticesName, d.Revision, storedNotices{noticesFormat, now.UTC()}, false)
 	if err != nil {
 		return err
 	}
-	return s.Apply(ctx, keystore.Commit{Documents: []keystore.DocumentChange{change}})
+	return errors.Join(failure, y.store.Apply(y.ctx, keystore.Commit{Documents: []keystore.DocumentChange{change}}))
 }
