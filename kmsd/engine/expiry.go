@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -166,9 +167,15 @@ func (y *survey) dueOf(key *keystore.Key) (list []Due, err error) {
 
 // dueOthers returns a page of what expires in the domains from one on.
 func (y *survey) dueOthers(kind int, domain string, cursor []byte, limit int) (list []Due, next []byte, err error) {
+	unknown := func(what string, err error) []Due {
+		return []Due{{What: DueCertificate, At: y.now, Then: ThenAlert, Detail: shortened("what expires of " + what + " is not known: " + err.Error())}}
+	}
 	names, err := y.domainNames()
-	if err != nil {
+	if y.over(err) {
 		return nil, nil, err
+	}
+	if err != nil {
+		return unknown("others", err), nil, nil
 	}
 	at, same := slices.BinarySearch(names, domain)
 	if !same {
@@ -181,8 +188,11 @@ func (y *survey) dueOthers(kind int, domain string, cursor []byte, limit int) (l
 		cursor = nil
 	}
 	notices, following, err := y.expiring(names[at], others[kind], cursor, limit)
-	if err != nil {
+	switch {
+	case errors.Is(err, keystore.ErrInvalid) || y.over(err):
 		return nil, nil, err
+	case err != nil:
+		list, following = unknown("domain "+names[at], err), nil
 	}
 	for i := range notices {
 		list = append(list, notices[i].Due)

@@ -3,12 +3,14 @@ package engine
 import (
 	"crypto/x509"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/kmsd-project/kmsd/enclave"
+	"github.com/kmsd-project/kmsd/keystore"
 	"github.com/kmsd-project/kmsd/keystore/keyspec"
 	"github.com/kmsd-project/kmsd/kmsd/pki"
 )
@@ -500,4 +502,57 @@ func TestRequestsDuringRotation(t *testing.T) {
 	}
 	h.opens(old.Ref, sealed, "data")
 	h.checkChain(h.base("REGISTRATION/x"))
+}
+
+// TestOneThatCannotBeRead: it holds up no other key, is told once, and is in the timeline.
+func TestOneThatCannotBeRead(t *testing.T) {
+	t.Parallel()
+	h := punctual(t)
+	h.hierarchy()
+	for _, name := range []keyspec.Name{"REGISTRATION/a", "REGISTRATION/b", "REGISTRATION/c"} {
+		h.base(name)
+	}
+	u := h.itself(t.Context(), "test", keyspec.Ref{})
+	u.store = h.store.Load()
+	_, err := u.change("REGISTRATION/b", func(*keystore.Key) (*keystore.Change, error) {
+		stored, err := u.store.Public(ref(t, "REGISTRATION/b@1"))
+		stored.Chain = append([][]byte{[]byte("no certificate")}, stored.Chain[1:]...)
+		return &keystore.Change{Public: map[keyspec.Version]keystore.Public{1: stored}}, err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	u = h.itself(t.Context(), "test", keyspec.Ref{})
+	u.store = h.store.Load()
+	change, err := document(kindTrust, "BROKEN", 0, "no object", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := document(kindCAs+"BROKEN", "00", 0, "no object", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := u.commit(keystore.Commit{Documents: []keystore.DocumentChange{change, other}}); err != nil {
+		t.Fatal(err)
+	}
+	h.clock.add(705 * day)
+	for range 3 {
+		h.renewal()
+	}
+	for name, n := range map[keyspec.Name]keyspec.Version{"REGISTRATION/a": 2, "REGISTRATION/b": 1, "REGISTRATION/c": 2, RootName: 2} {
+		if got := h.currentVersion(name); got != n {
+			t.Errorf("%s: version %d", name, got)
+		}
+	}
+	told := "\n" + strings.Join(h.told(0), "\n")
+	if strings.Count(told, "\nalert REGISTRATION/b ") != 1 || strings.Count(told, "\nalert  a part of the keys") != 1 {
+		t.Error(told)
+	}
+	list := h.timeline(time.Time{})
+	if !slices.ContainsFunc(list, func(d Due) bool { return d.Key.Name == "" && strings.Contains(d.Detail, "BROKEN") }) {
+		t.Errorf("%+v", list)
+	}
+	if !slices.ContainsFunc(list, func(d Due) bool { return d.Key.Name == "REGISTRATION/b" && d.Then == ThenAlert }) {
+		t.Errorf("%+v", list)
+	}
 }

@@ -405,7 +405,9 @@ func TestCRLWithoutDevice(t *testing.T) {
 	for range 3 {
 		h.renewal()
 	}
-	alerts := slices.DeleteFunc(h.told(0), func(s string) bool { return !strings.HasPrefix(s, "alert REGISTRATION@1 its revocation list was not signed") })
+	alerts := slices.DeleteFunc(h.told(0), func(s string) bool {
+		return !strings.HasPrefix(s, "alert REGISTRATION@1 its revocation list was not signed")
+	})
 	if len(alerts) != 1 {
 		t.Errorf("%d alerts: %q", len(alerts), alerts)
 	}
