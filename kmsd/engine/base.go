@@ -136,6 +136,9 @@ func (u *use) replacement(s *standing, h *Holder) (*Certified, error) {
 		}
 	}
 	if p.rank != rankBase {
+		if !s.version.Revoked.IsZero() && s.key.Labels[LabelNoReplace] != string(ReplaceYes) {
+			return nil, &Remedied{fmt.Errorf("%w: %s is revoked, and not replaced by itself", ErrState, p.name), "kmsctl master generate " + string(p.name)}
+		}
 		// Invariant: the root certifies by itself only what it has certified before, under the name that it had.
 		if !u.certifiedHere(s) {
 			return nil, &Remedied{fmt.Errorf("%s: %w of this hierarchy, so it is not replaced by itself", p.name, ErrNoCertificate), "kmsctl master generate " + string(p.name)}

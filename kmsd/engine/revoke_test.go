@@ -265,6 +265,34 @@ func TestRevokeWithoutIssuer(t *testing.T) {
 	}
 }
 
+// TestRevokeModule: nobody's request makes a successor of a revoked module key, until somebody has said so.
+func TestRevokeModule(t *testing.T) {
+	t.Parallel()
+	h := punctual(t)
+	h.hierarchy()
+	base := h.base("REGISTRATION/x")
+	h.revoked("REGISTRATION", keyspec.KeyCompromise, ReplaceDefault)
+	h.renewal()
+	_, err := h.CertCurrent(t.Context(), h.app, "REGISTRATION/y", nil)
+	want(t, "certified by a revoked key", err, ErrState)
+	_, err = h.CertCurrent(t.Context(), h.app, "REGISTRATION", nil)
+	want(t, "a revoked module key", err, ErrState)
+	if n := h.currentVersion("REGISTRATION"); n != 1 {
+		t.Fatalf("version %d", n)
+	}
+	h.master(Master{Name: "REGISTRATION"})
+	h.clock.add(time.Minute)
+	h.renewal()
+	got := h.base("REGISTRATION/x")
+	h.checkChain(got)
+	if got.Ref != base.Ref || string(got.Chain[1]) == string(base.Chain[1]) || h.judged(OwnDomain, leaf(t, got)) != "trusted" {
+		t.Errorf("%s was not certified anew: %s", got.Ref, h.judged(OwnDomain, leaf(t, got)))
+	}
+	if onList(t, h.list("ROOT"), parsedAt(t, base, 1)) != keyspec.KeyCompromise {
+		t.Error("the module key is not on the list of ROOT")
+	}
+}
+
 // TestRevokeRoot: ROOT is replaced, and what it had certified is certified anew.
 func TestRevokeRoot(t *testing.T) {
 	t.Parallel()
