@@ -95,7 +95,8 @@ Adopting the same identity again changes nothing. With --expect-key-index nothin
 			if remove && dir == "" {
 				return usagef("--remove-source is for --file")
 			}
-			if what.Machine == "" {
+			named := what.Machine != ""
+			if !named {
 				host, err := os.Hostname()
 				if err != nil {
 					return err
@@ -106,14 +107,19 @@ Adopting the same identity again changes nothing. With --expect-key-index nothin
 			if err != nil {
 				return err
 			}
+			var m *client.Machine
 			if dir != "" {
-				return a.adoptFile(c.Context(), daemon, what, dir, remove)
+				m, err = a.adoptFile(c.Context(), daemon, what, dir, remove)
+			} else {
+				p := a.waiting("making the machine's keys")
+				m, err = daemon.AdoptMachine(c.Context(), what)
+				p.end()
 			}
-			p := a.waiting("making the machine's keys")
-			m, err := daemon.AdoptMachine(c.Context(), what)
-			p.end()
 			if err != nil {
 				return err
+			}
+			if known := m.Info().Machine; named && known != what.Machine {
+				a.say("Adopted before as %s, which is not changed: kmsctl key set %s/ENCRYPT --label machine-name=%s", known, what.Name, what.Machine)
 			}
 			return a.printMachine(m)
 		},
@@ -133,31 +139,31 @@ const maxMachineFile = 8 << 10
 
 // adoptFile adopts the key in a directory, says what is to become of its file or, when it is to be removed, tries the adopted keys and removes
 // it.
-func (a *app) adoptFile(ctx context.Context, daemon *client.Client, what client.Adoption, dir string, remove bool) error {
+func (a *app) adoptFile(ctx context.Context, daemon *client.Client, what client.Adoption, dir string, remove bool) (*client.Machine, error) {
 	source, err := openRegular(filepath.Join(dir, machineSecret), remove)
 	if err != nil {
-		return withHint(err, "--file takes the directory of MOSIP's client, %s", machineDir)
+		return nil, withHint(err, "--file takes the directory of MOSIP's client, %s", machineDir)
 	}
 	defer source.Close()
 	p := a.waiting("adopting the machine's key")
 	m, err := adoptSource(ctx, daemon, what, source)
 	p.end()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	path := source.Name()
 	if !remove {
 		a.say("%s still holds the key in clear. When everything works: shred -u %s, or repeat with --remove-source", path, path)
-		return a.printMachine(m)
+		return m, nil
 	}
 	if err := tryMachine(ctx, m); err != nil {
-		return fmt.Errorf("%s was not removed: %w", path, err)
+		return nil, fmt.Errorf("%s was not removed: %w", path, err)
 	}
 	if err := shred(source); err != nil {
-		return fmt.Errorf("%s: %w", path, err)
+		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	a.say("%s was overwritten and removed. Copies in backups, snapshots and worn flash cells are not reached by that.", path)
-	return a.printMachine(m)
+	return m, nil
 }
 
 // adoptSource adopts the key in a file. What is beside it must not contradict it.

@@ -86,7 +86,7 @@ func translate(err error) error {
 		e.Remedy = "enable the TPM's storage hierarchy in the firmware"
 	case isOneOf(rc, tpm2.TPMRCNVSpace):
 		e.Kind = enclave.ErrMisconfigured
-		e.Remedy = "the TPM's memory is full: remove indexes that are not needed (tpm2_getcap handles-nv-index)"
+		e.Remedy = "the TPM's memory is full: remove indexes and objects that are not needed (tpm2_getcap handles-nv-index, handles-persistent)"
 	}
 	return e
 }

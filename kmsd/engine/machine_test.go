@@ -329,6 +329,8 @@ func TestMachineIsNoApplication(t *testing.T) {
 	if err == nil {
 		t.Error("revoked with a successor")
 	}
+	_, err = h.ExportMOSIP(ctx, h.admin, keyspec.Ref{Name: "MACHINE/ENCRYPT"}, 0, true)
+	want(t, "exported as a base key", err, ErrUnsupported)
 	m, err := h.Machine(ctx, h.admin, "MACHINE")
 	if err != nil || m.Sign.Version != 1 || m.Encrypt.Version != 1 {
 		t.Errorf("%+v, %v", m, err)

@@ -669,7 +669,7 @@ func (u *use) exportMOSIP(ref keyspec.Ref, module keyspec.Version, confirm bool)
 		return nil, err
 	}
 	switch state := stateAt(key, v, u.now); {
-	case key.Name.IsModule() || !key.Algorithm.IsRSA() && key.Algorithm != keyspec.Ed25519:
+	case key.Name.IsModule() || key.Profile == mechanism.ProfileMOSIPMachine || !key.Algorithm.IsRSA() && key.Algorithm != keyspec.Ed25519:
 		return nil, fmt.Errorf("%w: MOSIP keeps base keys and Ed25519 keys wrapped by their module key, and no others", ErrUnsupported)
 	case key.Protection != keyspec.Software || key.Origin == keyspec.Foreign:
 		return nil, fmt.Errorf("%w: the private half of %s is not here", ErrUnsupported, key.Name)
