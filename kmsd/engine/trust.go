@@ -54,16 +54,15 @@ type Domain struct {
 
 // parseDomain returns the name of a domain as it is stored. Errors wrap ErrInput.
 func parseDomain(name string) (string, error) {
-	name = strings.ToUpper(name)
 	if name == "" || len(name) > MaxDomainName {
 		return "", fmt.Errorf("%w: a domain has a name of 1 to %d characters", ErrInput, MaxDomainName)
 	}
-	for _, c := range []byte(name) {
-		if (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '_' && c != '-' && c != '.' {
+	for _, c := range []byte(name) { // before it is made upper case: that turns letters of other alphabets into these
+		if (c < 'A' || c > 'Z') && (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '_' && c != '-' && c != '.' {
 			return "", fmt.Errorf("%w: the name of a domain has letters, digits and _ . - only", ErrInput)
 		}
 	}
-	return name, nil
+	return strings.ToUpper(name), nil
 }
 
 // domain returns the domain of a name, which is not OwnDomain.

@@ -114,7 +114,9 @@ func listIssuer(trust *pki.Trust, l *pki.CRL, u *use) (*x509.Certificate, error)
 func succeeds(l, old *pki.CRL) error {
 	older := l.ThisUpdate.Before(old.ThisUpdate)
 	if l.Number != nil && old.Number != nil {
-		older = l.Number.Cmp(old.Number) < 0
+		if order := l.Number.Cmp(old.Number); order != 0 { // there are CAs that always write the same number
+			older = order < 0
+		}
 	}
 	if older || bytes.Equal(l.Raw, old.Raw) {
 		return fmt.Errorf("%w: the domain has this list, or a later one", pki.ErrCRL)

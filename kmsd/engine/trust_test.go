@@ -266,12 +266,11 @@ func TestForeignCRLs(t *testing.T) {
 	}
 	expect(t, "revoked", h.judged("DEVICE", bad), "revoked")
 	expect(t, "not revoked", h.judged("DEVICE", good), "trusted")
+	earlier := *middle
+	earlier.now = middle.now.Add(-time.Hour)
 	for name, data := range map[string][]byte{
-		"older": middle.list(4), "of a stranger": stranger.list(1), "of no CA": good.Raw, "the same number, other contents": nil,
+		"older": middle.list(4), "of a stranger": stranger.list(1), "of no CA": good.Raw, "older, of the same number": earlier.list(5),
 	} {
-		if data == nil {
-			continue
-		}
 		_, err := h.CRLAdd(ctx, h.admin, "DEVICE", data)
 		want(t, name, err, pki.ErrCRL)
 	}
@@ -339,6 +338,19 @@ func TestForeignCRLs(t *testing.T) {
 	want(t, "removing it again", h.TrustRemove(ctx, h.admin, "DEVICE", RoleCRL, listName(root.c)), ErrInput)
 }
 
+func TestDomainNames(t *testing.T) {
+	for name, good := range map[string]string{"device": "DEVICE", "a.b-c_9": "A.B-C_9", "OWN": "OWN"} {
+		if got, err := parseDomain(name); err != nil || got != good {
+			t.Error(name, got, err)
+		}
+	}
+	for _, name := range []string{"", "A/B", "dev\u0131ce", "mi\u017fp", "A B", "A\x00", strings.Repeat("A", MaxDomainName+1)} {
+		if got, err := parseDomain(name); !errors.Is(err, ErrInput) {
+			t.Errorf("%q is %q, %v", name, got, err)
+		}
+	}
+}
+
 func TestPartners(t *testing.T) {
 	h := newHouse(t)
 	ctx := t.Context()
@@ -377,6 +389,18 @@ func TestPartners(t *testing.T) {
 	expect(t, "removed, though its CA is trusted", h.judged("AUTH", good), "removed")
 	expect(t, "back", add("AUTH", "Partner", good), "added")
 	expect(t, "back", h.judged("AUTH", good), "trusted")
+	// A partner that is a CA takes what it issued along, when it goes.
+	issuer := h.newOutside("Issuer", root, 3)
+	below := issuer.leaf("CN=below", nil)
+	expect(t, "a CA", add("AUTH", "Outside", issuer.c), "added")
+	expect(t, "below it", h.judged("AUTH", below, issuer.c), "trusted")
+	if err := h.removed("AUTH", RolePartner, issuer.c); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, "below it, when it was removed", h.judged("AUTH", below, issuer.c), "removed")
+	expect(t, "below it, when it was removed", h.judged("AUTH", below, root.c, disguised(t, issuer.c)), "removed")
+	h.added("AUTH", issuer.c)
+	expect(t, "as a CA of the domain", h.judged("AUTH", below, issuer.c), "trusted")
 	_, err = h.PartnerAdd(ctx, h.app, "AUTH", "Partner", []*x509.Certificate{good})
 	want(t, "on the application socket", err, ErrDenied)
 	_, err = h.PartnerAdd(ctx, h.admin, "AUTH", "", []*x509.Certificate{good})
@@ -670,6 +694,18 @@ func TestOtherDomain(t *testing.T) {
 	ca.now = h.clock.Now()
 	_, err = upload("PMS/own", "", ca.leaf("CN=x", key.Public(), encipher))
 	want(t, "over a key of ours", err, ErrState)
+	own, err := h.CertCurrent(ctx, h.app, "PMS/own", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, err := pki.ParseCertificate(own.Chain[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = upload("PMS/alias", "", ours)
+	want(t, "of a key of ours", err, ErrState)
+	_, err = upload("PMS/alias", "", ca.leaf("CN=x", ours.PublicKey, encipher))
+	want(t, "of a key of ours, by somebody else", err, ErrState)
 }
 
 // disguised returns a certificate that is as valid as c, with other bytes: of the ECDSA signature (r, s) it has (r, n-s).

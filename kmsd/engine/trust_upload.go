@@ -197,6 +197,9 @@ func (e *Engine) CertUploadOther(ctx context.Context, c *Caller, name keyspec.Na
 		if u.now, err = u.turn(); err != nil {
 			return err
 		}
+		if err := u.notOurs(chain[0]); err != nil {
+			return err
+		}
 		defer u.writers.lock(name)()
 		key, number, err := u.foreign(p, chain[0], rsaAlgorithms[public.N.BitLen()])
 		if err != nil {
@@ -219,6 +222,29 @@ func (e *Engine) CertUploadOther(ctx context.Context, c *Caller, name keyspec.Na
 		return nil, err
 	}
 	return out, nil
+}
+
+// notOurs refuses the certificate of a key that is ours: it would be found under the other name from then on, by its thumbprint, and what
+// was encrypted to it not be decrypted any more.
+func (u *use) notOurs(c *x509.Certificate) error {
+	sum := sha256.Sum256(c.RawSubjectPublicKeyInfo)
+	refs, err := u.store.Sharing(keystore.AliasSPKI, sum[:])
+	if err != nil && !errors.Is(err, keystore.ErrNotFound) {
+		return err
+	}
+	for _, ref := range refs {
+		key, err := u.metadata(u.store, ref.Name, u.now)
+		if errors.Is(err, keystore.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if key.Origin != keyspec.Foreign {
+			return fmt.Errorf("%w: the certificate is of a key in this keystore, under another name: encrypt to that", ErrState)
+		}
+	}
+	return nil
 }
 
 // foreign returns the key of a place with a new version for the certificate of somebody else.

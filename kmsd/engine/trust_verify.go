@@ -88,17 +88,20 @@ func (u *use) verdict(domain string, chain []*x509.Certificate, at time.Time) (*
 	if err != nil {
 		return nil, err
 	}
-	partner, err := u.partner(d.Name, chain[0])
-	if err != nil {
-		return nil, err
-	}
 	v := &TrustVerdict{Domain: d.Name}
-	switch {
-	case partner == nil:
-	case partner.Removed != nil:
-		trust.Removed = append(trust.Removed, chain[0])
-	default:
-		v.Partner = partner.Organization
+	for i, c := range chain { // a partner can be a CA, too
+		partner, err := u.partner(d.Name, c)
+		if err != nil {
+			return nil, err
+		}
+		known := i > 0 && (slices.ContainsFunc(trust.Roots, same(c)) || slices.ContainsFunc(trust.Intermediates, same(c)))
+		switch {
+		case partner == nil:
+		case partner.Removed != nil && !known: // as a CA of the domain it stays until it is removed as that
+			trust.Removed = append(trust.Removed, c)
+		case partner.Removed == nil && i == 0:
+			v.Partner = partner.Organization
+		}
 	}
 	v.Verdict = trust.Verify(chain, at)
 	return v, nil

@@ -15,9 +15,10 @@ const (
 	Duplicate     Code = "duplicate"
 )
 
-// IsSelfSigned reports whether c is signed by its own key.
+// IsSelfSigned reports whether c is signed by its own key, which must be fit for that: one that is as long as the certificate allows
+// takes its time.
 func IsSelfSigned(c *x509.Certificate) bool {
-	return sameName(c.RawIssuer, c.RawSubject) && c.CheckSignature(c.SignatureAlgorithm, c.RawTBSCertificate, c.Signature) == nil
+	return sameName(c.RawIssuer, c.RawSubject) && checkKey(c.PublicKey) == nil && c.CheckSignature(c.SignatureAlgorithm, c.RawTBSCertificate, c.Signature) == nil
 }
 
 // HasWeakSignature reports whether c is signed with an algorithm on which nothing may rest: of SHA-1, MD5 or DSA.

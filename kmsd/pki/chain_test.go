@@ -3,6 +3,7 @@ package pki
 import (
 	"bytes"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -196,6 +197,24 @@ func TestCheckReasons(t *testing.T) {
 }
 
 // TestWeakChains has openssl make what Go will not.
+func TestKeysOfRSA(t *testing.T) {
+	modulus := new(big.Int).Lsh(big.NewInt(1), 2047)
+	odd := new(big.Int).Add(modulus, big.NewInt(1))
+	for name, key := range map[string]*rsa.PublicKey{
+		"exponent 1": {N: odd, E: 1}, "even exponent": {N: odd, E: 4}, "even modulus": {N: modulus, E: 65537},
+		"long exponent": {N: odd, E: 1<<32 + 1}, "short": {N: big.NewInt(77), E: 3}, "long": {N: new(big.Int).Lsh(odd, 7000), E: 3},
+	} {
+		if err := checkKey(key); !errors.Is(err, ErrKey) {
+			t.Error(name, err)
+		}
+	}
+	for _, e := range []int{3, 65537, 1<<31 - 1} {
+		if err := checkKey(&rsa.PublicKey{N: odd, E: e}); err != nil {
+			t.Error(e, err)
+		}
+	}
+}
+
 func TestWeakChains(t *testing.T) {
 	dir := t.TempDir()
 	make := func(name string, args ...string) *x509.Certificate {

@@ -28,6 +28,9 @@ func checkKey(public crypto.PublicKey) error {
 		if bits := key.N.BitLen(); bits < minRSABits || bits > maxRSABits {
 			return fmt.Errorf("%w: an RSA modulus has %d to %d bits", ErrKey, minRSABits, maxRSABits)
 		}
+		if key.E < 3 || key.E&1 == 0 || key.E > 1<<31-1 || key.N.Bit(0) == 0 {
+			return fmt.Errorf("%w: an RSA exponent is odd, 3 to 2^31-1, and the modulus odd", ErrKey)
+		}
 		return nil
 	case *ecdsa.PublicKey:
 		switch key.Curve {
