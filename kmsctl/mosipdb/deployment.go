@@ -250,7 +250,7 @@ func slashed(app, ref string) string {
 
 // Deployment puts together what was read. entries are the module keys, from wherever they are; what is expired is so at now.
 func (r *Reader) Deployment(entries []Entry, now time.Time) *Deployment {
-	b := builder{Reader: r, now: now, entries: make(map[string]*Entry, len(entries)), modules: make(map[string][]byte), used: make(map[string]bool)}
+	b := builder{Reader: r, now: now, entries: make(map[string]*Entry, len(entries)), modules: make(map[string]wrapper), used: make(map[string]bool)}
 	for i := range entries {
 		e := &entries[i]
 		b.entries[strings.ToLower(e.Alias)] = e // Java's keystores make no difference between cases
@@ -289,8 +289,14 @@ type builder struct {
 	*Reader
 	now     time.Time
 	entries map[string]*Entry
-	modules map[string][]byte // certificates of the module keys that can be imported, by alias
-	used    map[string]bool   // rows of key_store, by alias
+	modules map[string]wrapper // the module keys that can be imported, by alias
+	used    map[string]bool    // rows of key_store, by alias
+}
+
+// wrapper is a module key that may wrap the keys of its application.
+type wrapper struct {
+	app         string
+	certificate []byte
 }
 
 // keys returns every key of which a generation is left. Those that wrap others come before them.
@@ -379,7 +385,8 @@ func (b *builder) key(app, ref string, list []*alias) *Key {
 		}
 		return nil
 	}
-	slices.SortStableFunc(list, func(x, y *alias) int { return x.generated.Compare(y.generated) })
+	// The order of the rows in the file says nothing: PostgreSQL moves a row that was changed.
+	slices.SortFunc(list, func(x, y *alias) int { return cmp.Or(x.generated.Compare(y.generated), strings.Compare(x.id, y.id)) })
 	seen := make(map[[32]byte]bool)
 	for _, a := range list {
 		g, err := b.generation(k, a)
@@ -402,23 +409,35 @@ func (b *builder) key(app, ref string, list []*alias) *Key {
 	if len(k.Generations) == 0 {
 		return nil
 	}
-	if k.Kind == Module && ref == "" || k.Kind == Root {
+	if k.Kind == Module && ref == "" {
 		for _, g := range k.Generations {
-			b.modules[g.Alias] = g.Certificate
+			b.modules[g.Alias] = wrapper{app, g.Certificate}
 		}
 	}
 	return k
 }
 
+const (
+	// revokedBefore is how far MOSIP sets the expiry back when a key is revoked or forced out, so that it may come before the generation.
+	revokedBefore = time.Minute
+	maxAhead      = 5 * time.Minute // of the clock of the host that made a key: kmsd takes no more
+)
+
 // generation checks a row and what belongs to it.
 func (b *builder) generation(k *Key, a *alias) (*Generation, error) {
 	g := &Generation{Alias: a.id, Line: a.line, Created: a.generated.Truncate(time.Second), Expires: a.expires.Truncate(time.Second)}
-	if !g.Expires.After(g.Created) {
-		return nil, errors.New("it expires before it is made")
-	}
 	s := b.stored[a.id]
 	if s != nil {
 		b.used[a.id] = true
+	}
+	switch {
+	case g.Created.After(b.now.Add(maxAhead)):
+		return nil, errors.New("it was made in the future")
+	case !g.Expires.After(g.Created) && g.Created.Sub(g.Expires) <= revokedBefore:
+		g.Expires = g.Created.Add(time.Second)
+		b.problem(Notice, b.files[a], a.line, KeyAlias, slashed(k.Application, k.Reference), a.id, "it was revoked within a minute of being made: it expires at once")
+	case !g.Expires.After(g.Created):
+		return nil, errors.New("it expires before it is made")
 	}
 	var err error
 	switch {
@@ -427,7 +446,7 @@ func (b *builder) generation(k *Key, a *alias) (*Generation, error) {
 	case s != nil && s.wrapped != nil && k.Kind == Foreign:
 		return nil, errors.New("it is a key of one's own among certificates of others: a key of kmsd is one or the other")
 	case s != nil && (k.Kind == Base || k.Kind == Sign):
-		err = b.wrapped(g, s)
+		err = b.wrapped(k.Application, g, s)
 	case s != nil && k.Kind == Foreign:
 		g.Certificate = s.certificate
 	default:
@@ -442,34 +461,46 @@ func (b *builder) generation(k *Key, a *alias) (*Generation, error) {
 	if err != nil {
 		return nil, err
 	}
-	if k.Kind != Symmetric && a.unique != "" && a.unique != b.unique(k.Kind, a, g) {
-		g.Unique = a.unique
-		b.problem(Notice, b.files[a], a.line, KeyAlias, slashed(k.Application, k.Reference), a.id,
-			"uni_ident is not of the day of generation (a certificate was uploaded later, or the host was not in UTC): the kid is another than MOSIP's")
+	if k.Kind != Symmetric {
+		b.unique(k, g, a)
 	}
 	return g, nil
 }
 
-func (b *builder) unique(kind Kind, a *alias, g *Generation) string {
-	if kind == Foreign {
-		return packet.UniqueIdentifierOf(a.app, a.ref, sha256.Sum256(g.Certificate))
+// unique keeps the uni_ident of a generation where kmsd would make another one of the name of the key and the day of generation.
+func (b *builder) unique(k *Key, g *Generation, a *alias) {
+	identifier := func(app, ref string) string {
+		if k.Kind == Foreign {
+			return packet.UniqueIdentifierOf(app, ref, sha256.Sum256(g.Certificate))
+		}
+		return packet.UniqueIdentifier(app, ref, g.Created)
 	}
-	day := packet.UniqueIdentifier(a.app, a.ref, a.generated)
-	if migrated := packet.UniqueIdentifierOf(a.app, a.ref, sha256.Sum256(g.Certificate)); a.unique == migrated {
-		return migrated // a key that MOSIP's own migration has brought in
+	was := cmp.Or(a.unique, identifier(a.app, a.ref)) // older releases have none
+	app, ref, _ := strings.Cut(string(k.Name), "/")   // the reference may be another than MOSIP's, see KeyName
+	if was == identifier(app, ref) {
+		return
 	}
-	return day
+	g.Unique = was
+	if was != identifier(a.app, a.ref) && was != packet.UniqueIdentifierOf(a.app, a.ref, sha256.Sum256(g.Certificate)) { // as keys have it that MOSIP's own migration brought in
+		b.problem(Notice, b.files[a], a.line, KeyAlias, slashed(k.Application, k.Reference), a.id,
+			"uni_ident is not of the day of generation (a certificate was uploaded later, or the host was not in UTC): it is kept, as the kid rests on it")
+	}
 }
 
 // wrapped takes the private half from key_store.
-func (b *builder) wrapped(g *Generation, s *stored) error {
+func (b *builder) wrapped(app string, g *Generation, s *stored) error {
 	g.Certificate, g.Wrapped = s.certificate, s.wrapped
 	if s.master == "" {
 		return errors.New("key_store names no module key for it")
 	}
-	if g.Module = b.modules[s.master]; g.Module == nil {
+	w, ok := b.modules[s.master]
+	switch {
+	case !ok:
 		return fmt.Errorf("the module key that wraps it, %.64q, is not there or is broken", s.master)
+	case w.app != app:
+		return fmt.Errorf("the key that wraps it is the module key of another application, %s", w.app)
 	}
+	g.Module = w.certificate
 	module, err := pkix.ParseCertificate(g.Module)
 	if err != nil {
 		return errors.New("the certificate of its module key cannot be read")

@@ -110,11 +110,15 @@ func (l *lines) next() ([]byte, error) {
 // dump reads a plain dump of PostgreSQL: the COPY statements of the tables that we know, and nothing else.
 func dump(b *bufio.Reader, yield func(*Row, error) bool) {
 	l := lines{b: b}
-	rows := 0
+	rows, open := 0, 0 // open: dumps whose end has not come
+	seen := make(map[Table]string)
 	for {
 		line, err := l.next()
 		switch {
 		case errors.Is(err, io.EOF):
+			if open > 0 {
+				yield(nil, fmt.Errorf("%w: the dump has no end, at line %d: it is not whole", ErrFormat, l.n))
+			}
 			return
 		case errors.Is(err, errLong):
 			continue // no COPY statement is
@@ -123,6 +127,12 @@ func dump(b *bufio.Reader, yield func(*Row, error) bool) {
 			return
 		}
 		text := string(line)
+		switch text { // as pg_dump and pg_restore write them
+		case "-- PostgreSQL database dump":
+			open++
+		case "-- PostgreSQL database dump complete":
+			open--
+		}
 		if t, ok := inserted(text); ok {
 			yield(nil, fmt.Errorf("%w: line %d: %s as INSERT statements; dump it without --inserts", ErrFormat, l.n, t))
 			return
@@ -141,6 +151,12 @@ func dump(b *bufio.Reader, yield func(*Row, error) bool) {
 			yield(nil, fmt.Errorf("%w: line %d: %w", ErrFormat, l.n, err))
 			return
 		}
+		name, _, _ := strings.Cut(strings.TrimPrefix(text, "COPY "), " (")
+		if before, ok := seen[table]; ok { // MOSIP has several databases with tables of these names, and their keys must not be mixed
+			yield(nil, fmt.Errorf("%w: line %d: a second table %.64s, besides %.64s; dump one database and schema only: --schema=keymgr", ErrFormat, l.n, name, before))
+			return
+		}
+		seen[table] = name
 		for {
 			line, err := l.next()
 			if err == nil && string(line) == `\.` {
