@@ -53,7 +53,7 @@ func (r *use) ciphertext(size int) error {
 }
 
 // sign does not salt its session: nothing in it is secret, and the auth value of 192 random bits authenticates both ways. That saves the
-// TPM an operation that costs as much as the signature.
+// TPM an operation that costs as much as the signature. The key of a machine has no auth value: who is on the bus can have it sign anyway.
 //
 // Invariant: a signature that does not verify is not returned. A fault in the device could give the private key away (Boneh, DeMillo,
 // Lipton 1997); and a TPM whose PSS salt has another length than the hash would make signatures that others refuse.

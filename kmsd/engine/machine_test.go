@@ -3,14 +3,18 @@ package engine
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"errors"
 	"fmt"
+	"math/big"
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/kmsd-project/kmsd/client/packet"
 	"github.com/kmsd-project/kmsd/enclave"
@@ -329,9 +333,33 @@ func TestMachineIsNoApplication(t *testing.T) {
 	if err == nil {
 		t.Error("revoked with a successor")
 	}
+	m, err := h.Machine(ctx, h.admin, "MACHINE")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, signer, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	public, err := x509.ParsePKIXPublicKey(m.Sign.SPKI)
+	if err != nil {
+		t.Fatal(err)
+	}
+	short := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "machine"}, NotBefore: h.clock.Now().Add(-time.Hour), NotAfter: h.clock.Now().Add(time.Hour),
+		KeyUsage: x509.KeyUsageDigitalSignature}
+	der, err := x509.CreateCertificate(nil, short, short, public, signer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if short, err = x509.ParseCertificate(der); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := h.CertUpload(ctx, h.admin, keyspec.Ref{Name: "MACHINE/SIGN"}, []*x509.Certificate{short}, ""); err != nil || !c.Expires.IsZero() {
+		t.Errorf("with a certificate from outside the key expires: %+v, %v", c, err)
+	}
 	_, err = h.ExportMOSIP(ctx, h.admin, keyspec.Ref{Name: "MACHINE/ENCRYPT"}, 0, true)
 	want(t, "exported as a base key", err, ErrUnsupported)
-	m, err := h.Machine(ctx, h.admin, "MACHINE")
+	m, err = h.Machine(ctx, h.admin, "MACHINE")
 	if err != nil || m.Sign.Version != 1 || m.Encrypt.Version != 1 {
 		t.Errorf("%+v, %v", m, err)
 	}

@@ -19,7 +19,7 @@ import (
 
 // CertUpload attaches a certificate that was issued outside to the version of one of our keys that it is for: without a version in
 // ref, whichever has its public key, and has not expired. The version expires with the certificate from then on, but only an
-// administrator makes it live longer by that. The certificate that was there before goes on being an alias of the version.
+// administrator makes it live longer by that, and the key of a machine does not expire. The certificate that was there before goes on being an alias of the version.
 //
 // The file holds the certificate and as much of its chain as there is, in any order. The chain must be sound: linked, CAs only above
 // the leaf, all of it within its dates. With a domain it must lead to a root of that, and what lacks in the file is taken from there.
@@ -47,7 +47,7 @@ func (e *Engine) CertUpload(ctx context.Context, c *Caller, ref keyspec.Ref, bun
 		}
 		u.version = v
 		u.detail = "certificate " + shortSum(chain[0])
-		until := u.administers() || v.Expires.IsZero() || chain[0].NotAfter.Before(v.Expires)
+		until := key.Profile != mechanism.ProfileMOSIPMachine && (u.administers() || v.Expires.IsZero() || chain[0].NotAfter.Before(v.Expires))
 		after, err := u.replaceChain(keyspec.Ref{Name: key.Name, Version: v.Number}, raws(chain), until)
 		if err != nil {
 			return err
