@@ -568,10 +568,10 @@ func TestRotationThatFails(t *testing.T) {
 	if _, err := h.Suspend(t.Context(), h.app, keyspec.Ref{Name: "ROOT"}); err != nil {
 		t.Fatal(err)
 	}
-		if _, err := h.Revoke(t.Context(), h.app, keyspec.Ref{Name: "REGISTRATION"}, keyspec.Superseded, ReplaceYes); err != nil {
+	if _, err := h.Revoke(t.Context(), h.app, keyspec.Ref{Name: "REGISTRATION"}, keyspec.Superseded, ReplaceYes); err != nil {
 		t.Fatal(err)
 	}
-h.clock.add(710 * day)
+	h.clock.add(710 * day)
 	if got := h.base("REGISTRATION/x"); got.Made || got.Ref.Version != 1 {
 		t.Errorf("%+v", got)
 	}
