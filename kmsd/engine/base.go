@@ -306,6 +306,9 @@ func (u *use) certifyVersion(p *place, key *keystore.Key, v *keystore.Version, h
 	}
 	u.version = at
 	u.happened(EventRenewed, ref, "certificate until "+at.Expires.UTC().Format(time.DateOnly))
+	if p.rank == rankRoot || p.rank == rankModule {
+		signal(u.wakeRenewer) // what it certifies is looked at once more, now that its own chain is another
+	}
 	stored.Chain = chain
 	return &Certified{Ref: ref, Chain: chain, KeyID: KeyID(after, at, stored), NotBefore: at.NotBefore, Expires: at.Expires, Made: true}, nil
 }

@@ -315,8 +315,18 @@ func TestRevokeRoot(t *testing.T) {
 		t.Fatalf("%+v", key)
 	}
 	h.clock.add(time.Minute)
-	h.renewal()
-	h.renewal()
+	for passes := 1; ; passes++ { // as long as kmsd itself goes on at once: nothing of it waits for the look of the next hour
+		select {
+		case <-h.wakeRenewer:
+			h.renewal()
+			continue
+		default:
+		}
+		if passes > 3 {
+			t.Errorf("%d passes", passes)
+		}
+		break
+	}
 	for _, name := range []keyspec.Name{"REGISTRATION", "REGISTRATION/EC_SECP256R1_SIGN", "REGISTRATION/x"} {
 		list, err := h.Certificates(t.Context(), h.app, name, 0, 10)
 		if err != nil || len(list) != 1 {

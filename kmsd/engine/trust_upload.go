@@ -63,6 +63,9 @@ func (e *Engine) CertUpload(ctx context.Context, c *Caller, ref keyspec.Ref, bun
 		return nil, err
 	}
 	signal(e.wakeScheduler)
+	if name := out.Ref.Name; name == RootName || name.IsModule() {
+		signal(e.wakeRenewer) // something may hang on it
+	}
 	return out, nil
 }
 
