@@ -399,6 +399,9 @@ func (c *Client) vouch(ctx context.Context, v *Verdict, chain []*x509.Certificat
 		case err != nil:
 			return err
 		}
+		if keyspec.Origin(info.Origin) == keyspec.Foreign { // it is here to be encrypted to, whoever it was that brought it
+			return &refusal{"the certificate in the token is of " + info.Name + ", another domain's key, for which nobody vouches here"}
+		}
 		return v.own(info, version)
 	}
 	return nil
