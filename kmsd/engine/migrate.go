@@ -344,11 +344,8 @@ func (u *use) bringIn(m *Migration, p *place, key *keystore.Key, row *mechanism.
 		created := g.Created.Truncate(time.Second)
 		next.Versions = append(next.Versions, keystore.Version{Number: number, State: keyspec.Active, Created: created, NotBefore: created,
 			Expires: g.Expires.Truncate(time.Second)})
-		if g.Unique != "" && len(next.Labels) < maxUnique {
-			if next.Labels == nil {
-				next.Labels = make(map[string]string)
-			}
-			next.Labels[LabelUnique+strconv.FormatUint(uint64(number), 10)] = g.Unique
+		if g.Unique != "" {
+			setUnique(next, number, g.Unique)
 		}
 	}
 	promote(next, newest(next))
@@ -391,6 +388,20 @@ func (u *use) bringIn(m *Migration, p *place, key *keystore.Key, row *mechanism.
 	next.Revision++
 	u.asOf(next, u.now)
 	return next, nil
+}
+
+// setUnique labels a version with its uni_ident. Where there is no room for all, the oldest versions lose theirs: they sign no more.
+func setUnique(key *keystore.Key, number keyspec.Version, unique string) {
+	if key.Labels == nil {
+		key.Labels = make(map[string]string)
+	}
+	label := func(n keyspec.Version) string { return LabelUnique + strconv.FormatUint(uint64(n), 10) }
+	for i := 0; i < len(key.Versions) && len(key.Labels) >= maxUnique; i++ {
+		delete(key.Labels, label(key.Versions[i].Number))
+	}
+	if len(key.Labels) < maxUnique {
+		key.Labels[label(number)] = unique
+	}
 }
 
 // deviceOf returns the device of a key, or the one for new keys when it has no versions yet.
@@ -594,7 +605,13 @@ func (b *bringing) unwrapped(g *Generation) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	pkcs8, err := packet.UnwrapPrivateKey(b.ctx, moduleKey{k}, g.Wrapped)
+	var pkcs8 []byte
+	unwrap := func() { pkcs8, err = packet.UnwrapPrivateKey(b.ctx, moduleKey{k}, g.Wrapped) }
+	if key.Protection == keyspec.Software {
+		secmem.Do(unwrap)
+	} else {
+		unwrap()
+	}
 	switch {
 	case errors.Is(err, packet.ErrDecryption), errors.Is(err, mechanism.ErrDecryption):
 		err = ErrDecryption
@@ -697,6 +714,10 @@ func (u *use) exportMOSIP(ref keyspec.Ref, module keyspec.Version, confirm bool)
 	out.Module = keyspec.Ref{Name: wrapper.Name, Version: w.Number}
 	if !slices.Contains(wrapper.Usages, keyspec.Unwrap) {
 		return nil, fmt.Errorf("%w: %s does not unwrap", ErrUsage, wrapper.Name)
+	}
+	// A module key that is in other hands would open it for them.
+	if state := stateAt(wrapper, w, u.now); state != keyspec.Active && state != keyspec.Deactivated || !w.DestroyAt.IsZero() {
+		return nil, fmt.Errorf("%w: the module key %s is %s", ErrState, out.Module, state)
 	}
 	above, err := u.store.Public(out.Module)
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"errors"
+	"fmt"
 	"math/big"
 	"sync"
 	"testing"
@@ -364,6 +365,45 @@ func TestExportMOSIP(t *testing.T) {
 	ref.Version = 1 // there may be another in its place now
 	if _, err := h.ExportMOSIP(t.Context(), h.admin, ref, 0, true); !errors.Is(err, ErrState) {
 		t.Errorf("a compromised key: %v", err)
+	}
+}
+
+// TestExportMOSIPCompromised: nothing is wrapped by a module key that others may have.
+func TestExportMOSIPCompromised(t *testing.T) {
+	h := newHouse(t)
+	root := h.deploy(nil, 1500, 2920)
+	old, module := h.deploy(root, 1400, 1095), h.deploy(root, 300, 1095)
+	h.migrated(h.sealed("ROOT", root), Made)
+	h.migrated(h.sealed("REGISTRATION", old, module), Made)
+	h.migrated(&Migration{Name: "REGISTRATION/x", Algorithm: keyspec.RSA2048, Generations: []Generation{h.deploy(module, 200, 730).wrapped(t, module)}}, Made)
+	if _, err := h.Revoke(t.Context(), h.admin, keyspec.Ref{Name: "REGISTRATION", Version: 1}, keyspec.KeyCompromise, ReplaceDefault); err != nil {
+		t.Fatal(err)
+	}
+	ref := keyspec.Ref{Name: "REGISTRATION/x", Version: 1}
+	if _, err := h.ExportMOSIP(t.Context(), h.admin, ref, 1, true); !errors.Is(err, ErrState) {
+		t.Errorf("by a compromised module key: %v", err)
+	}
+	if _, err := h.ExportMOSIP(t.Context(), h.admin, ref, 2, true); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestMigrateUnique: of more generations with a uni_ident of their own than a key has room for, the newest keep it, and the kid with it.
+func TestMigrateUnique(t *testing.T) {
+	const n = maxUnique + 3
+	m := &keystore.Key{Labels: map[string]string{"mine": "stays"}}
+	unique := func(i int) string { return fmt.Sprintf("%040X", i) }
+	for i := 1; i <= n; i++ {
+		m.Versions = append(m.Versions, keystore.Version{Number: keyspec.Version(i)})
+		setUnique(m, keyspec.Version(i), unique(i))
+	}
+	if len(m.Labels) != maxUnique || m.Labels["mine"] != "stays" {
+		t.Errorf("%d labels: %v", len(m.Labels), m.Labels)
+	}
+	for i := n; i > n-maxUnique+1; i-- {
+		if m.Labels[fmt.Sprint(LabelUnique, i)] != unique(i) {
+			t.Errorf("version %d has lost its own", i)
+		}
 	}
 }
 
