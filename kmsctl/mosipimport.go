@@ -353,6 +353,9 @@ func (m *migration) policies(ctx context.Context, daemon *client.Client, d *mosi
 	for _, name := range order {
 		p := rows[name]
 		outcome, err := m.policy(ctx, daemon, name, p, &base)
+		if errors.Is(err, client.ErrExists) { // another import has been faster
+			outcome, err = m.policy(ctx, daemon, name, p, &base)
+		}
 		if err != nil && ends(err) {
 			return interrupted(err)
 		}
@@ -589,6 +592,9 @@ func (m *migration) trust(ctx context.Context, daemon *client.Client, list []*mo
 			}
 			err := addTrusted(ctx, daemon, c)
 			switch {
+			case errors.Is(err, client.ErrExists): // another import has been faster
+				known[c.Domain][sum], progress = true, true
+				m.report.Certificates.Present++
 			case err == nil:
 				known[c.Domain][sum], progress = true, true
 				m.report.Certificates.Made++

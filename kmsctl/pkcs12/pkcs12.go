@@ -407,20 +407,33 @@ func (b *bag) attributes(rest cryptobyte.String) error {
 	return nil
 }
 
-// entries brings keys and certificates together, by the id that both have.
+// entries brings keys and certificates together, by the id that both have, and by the alias where several have that id: Java makes it of the
+// time in milliseconds, in which it writes more than one key.
 func (r *reader) entries() ([]Entry, error) {
+	type named struct{ id, name string }
 	certificates := make(map[string][]byte)
+	exact := make(map[named][]byte)
 	used := make(map[string]bool)
 	for _, b := range r.bags {
-		if b.kind == certificate && len(b.id) > 0 && certificates[string(b.id)] == nil {
+		if b.kind != certificate || len(b.id) == 0 {
+			continue
+		}
+		if certificates[string(b.id)] == nil {
 			certificates[string(b.id)] = b.value
+		}
+		if n := (named{string(b.id), b.name}); exact[n] == nil {
+			exact[n] = b.value
 		}
 	}
 	var list []Entry
 	for _, b := range r.bags {
 		switch b.kind {
 		case private:
-			list = append(list, Entry{Alias: b.name, PrivateKey: b.value, Certificate: certificates[string(b.id)]})
+			found := exact[named{string(b.id), b.name}]
+			if found == nil {
+				found = certificates[string(b.id)]
+			}
+			list = append(list, Entry{Alias: b.name, PrivateKey: b.value, Certificate: found})
 			used[string(b.id)] = true
 		case secret:
 			list = append(list, Entry{Alias: b.name, Secret: b.value})

@@ -216,3 +216,23 @@ func FuzzDecode(f *testing.F) {
 		}
 	})
 }
+
+// TestSameID: two keys that Java has written in one millisecond have one id, and each its own certificate.
+func TestSameID(t *testing.T) {
+	id := []byte("Time 1700000000000")
+	r := &reader{bags: []bag{
+		{kind: private, name: "a", id: id, value: []byte("key of a")}, {kind: private, name: "b", id: id, value: []byte("key of b")},
+		{kind: private, name: "c", id: []byte("other"), value: []byte("key of c")},
+		{kind: certificate, name: "a", id: id, value: []byte("a")}, {kind: certificate, name: "b", id: id, value: []byte("b")},
+		{kind: certificate, name: "CN=c", id: []byte("other"), value: []byte("c")},
+	}}
+	list, err := r.entries()
+	if err != nil || len(list) != 3 {
+		t.Fatalf("%d entries, %v", len(list), err)
+	}
+	for _, e := range list {
+		if string(e.Certificate) != e.Alias {
+			t.Errorf("%s has the certificate of %s", e.Alias, e.Certificate)
+		}
+	}
+}
