@@ -457,7 +457,11 @@ func (c *Client) verifyByKey(ctx context.Context, v *Verdict, ref string, verify
 			}
 			return wrong
 		}
-		if chain, err := c.Chain(ctx, one.String()); err == nil && len(chain) > 0 {
+		chain, err := c.Chain(ctx, one.String())
+		if err != nil {
+			return err // the dates of a certificate that nobody has seen would not be looked at
+		}
+		if len(chain) > 0 {
 			v.Certificate = chain[0]
 		}
 		return v.own(info, one.Version)

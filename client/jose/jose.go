@@ -20,6 +20,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"unicode/utf8"
 )
 
 // Errors of this package. They are wrapped with what was wrong.
@@ -160,6 +161,7 @@ func decodeHeader(b []byte) (*Header, error) {
 	var thumbprint string
 	var critical []string
 	encoded := true
+	_, hasB64 := raw["b64"]
 	for _, f := range []struct {
 		name string
 		to   any
@@ -178,13 +180,16 @@ func decodeHeader(b []byte) (*Header, error) {
 		if err := json.Unmarshal(value, f.to); err != nil {
 			return nil, fmt.Errorf("%w: header member %q", ErrFormat, f.name)
 		}
-		if f.name == "crit" && len(critical) == 0 {
-			return nil, fmt.Errorf("%w: header member crit is empty", ErrFormat)
+		if f.name == "crit" && len(critical) == 0 || f.name == "x5c" && len(chain) == 0 {
+			return nil, fmt.Errorf("%w: header member %s is empty", ErrFormat, f.name)
 		}
 	}
-	for _, name := range critical {
-		if name != "b64" {
+	for i, name := range critical {
+		switch {
+		case name != "b64":
 			return nil, fmt.Errorf("%w: critical header member %q", ErrUnsupported, name)
+		case i > 0 || !hasB64: // RFC 7515 section 4.1.11
+			return nil, fmt.Errorf("%w: header member crit names what is not there, or twice", ErrFormat)
 		}
 	}
 	switch {
@@ -223,8 +228,11 @@ func decodeHeader(b []byte) (*Header, error) {
 	return h, nil
 }
 
-// checkJSON refuses what is not one JSON object, nesting that only an attacker makes, and members that come twice.
+// checkJSON refuses what is not one JSON object in UTF-8, nesting that only an attacker makes, and members that come twice.
 func checkJSON(b []byte) error {
+	if !utf8.Valid(b) { // in whose place encoding/json would read something else than other readers
+		return errors.New("is not UTF-8")
+	}
 	d := json.NewDecoder(bytes.NewReader(b))
 	d.UseNumber()
 	const deepest = 32

@@ -305,6 +305,7 @@ func TestHeaders(t *testing.T) {
 	for _, header := range []string{
 		``, `{}`, `[]`, `null`, `1`, `{"alg":"ES256"}{}`, `{"alg":"ES256"} x`, `{"alg":1}`, `{"alg":null}`, `{"alg":"ES256","alg":"RS256"}`,
 		`{"alg":"ES256","x":{"a":1,"a":2}}`, `{"alg":"ES256","crit":[]}`, `{"alg":"ES256","crit":["exp"]}`, `{"alg":"ES256","b64":false}`,
+		`{"alg":"ES256","crit":["b64"]}`, `{"alg":"ES256","b64":true,"crit":["b64","b64"]}`, `{"alg":"ES256","x5c":[]}`, "{\"alg\":\"ES256\",\"x\":\"\xff\"}",
 		`{"alg":"ES256","x5c":["-_"]}`, `{"alg":"ES256","x5c":"a"}`, `{"alg":"ES256","x5t#S256":"AA"}`,
 		`{"alg":"ES256","x":` + strings.Repeat("[", 40) + strings.Repeat("]", 40) + `}`, `{"alg":"ES256","x":"` + strings.Repeat("a", maxHeader) + `"}`,
 	} {

@@ -389,7 +389,8 @@ func (u *use) mayDecrypt(number keyspec.Version) error {
 }
 
 // ZKRewrap decrypts a random key that another application has encrypted to the RSA key from, and returns it wrapped by the key name, as
-// MOSIP's zkReEncryptRandomKey does. With keep it becomes the random key of that index here, too.
+// MOSIP's zkReEncryptRandomKey does. With keep it becomes the random key of that index here, too: an inactive one, which decrypts what the other
+// application has encrypted. It is never chosen for encrypting, since whoever made it up knows it.
 func (e *Engine) ZKRewrap(ctx context.Context, c *Caller, name keyspec.Name, from keyspec.Ref, block []byte, keep bool, index uint32,
 ) (wrapped [32]byte, number keyspec.Version, err error) {
 	a := &act{op: "zk_rewrap", ref: from, usage: keyspec.Decrypt, also: []keyspec.Name{name}, info: "to " + string(name)}
@@ -435,7 +436,7 @@ func (e *Engine) ZKRewrap(ctx context.Context, c *Caller, name keyspec.Name, fro
 		if err != nil || !keep {
 			return err
 		}
-		_, err = u.addRandomKeys(name, number, []ZKKey{{Index: index, Wrapped: wrapped}})
+		_, err = u.addRandomKeys(name, number, []ZKKey{{Index: index, Wrapped: wrapped, Inactive: true}})
 		return err
 	})
 	return wrapped, number, err

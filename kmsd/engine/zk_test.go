@@ -197,6 +197,32 @@ func TestZKRefuses(t *testing.T) {
 	}
 }
 
+// TestZKKept has somebody hand in a random key that he knows: it decrypts what he has encrypted, and nothing is encrypted under it.
+func TestZKKept(t *testing.T) {
+	h, name, recipient := newZK(t)
+	known := [32]byte{1, 2, 3}
+	block, err := mechanism.Encrypt(nil, h.publicRSA(recipient), keyspec.RSAOAEPSHA256, known[:], nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if _, _, err := h.ZKRewrap(t.Context(), h.app, name, keyspec.Ref{Name: recipient}, block, true, 4711); err != nil {
+			t.Fatal(err)
+		}
+	}
+	theirs, err := packet.EncryptAttribute(known, 4711, "id", []byte("x"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain, err := h.ZKDecrypt(t.Context(), h.app, name, "id", []ZKAttribute{{"a", theirs}})
+	if err != nil || string(plain[0].Value) != "x" {
+		t.Fatalf("%v, %v", plain, err)
+	}
+	if index, _, _, err := h.ZKEncrypt(t.Context(), h.app, name, "id", plain, nil); !errors.Is(err, ErrState) {
+		t.Errorf("encrypted under the random key %d, which somebody else knows: %v", index, err)
+	}
+}
+
 func (h *house) publicRSA(name keyspec.Name) any {
 	h.t.Helper()
 	_, _, stored, err := h.Public(h.t.Context(), h.app, keyspec.Ref{Name: name})
