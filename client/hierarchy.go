@@ -137,6 +137,8 @@ type CertificateVersion struct {
 	Created     time.Time
 	NotBefore   time.Time // of the version; the certificate has dates of its own
 	Expires     time.Time
+	Revoked     time.Time // zero: it is not
+	Reason      keyspec.Reason
 }
 
 // Thumbprint is the SHA-256 of the certificate.
@@ -161,6 +163,7 @@ func (c *Client) CertificateVersions(ctx context.Context, name string) iter.Seq2
 				one := &CertificateVersion{
 					Version: v.Version, State: keyspec.State(v.State), KeyID: v.KeyID, Certificate: certificate,
 					Created: wireTime(v.Created), NotBefore: wireTime(v.NotBefore), Expires: wireTime(v.Expires),
+					Revoked: wireTime(v.Revoked), Reason: keyspec.Reason(v.Reason),
 				}
 				if !yield(one, nil) {
 					return

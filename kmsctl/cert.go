@@ -286,9 +286,13 @@ encrypted to, or verify with. NAME@VERSION in "kmsctl cert show" shows one of th
 				views[i] = viewCertVersion(args[0], v)
 			}
 			return a.print(views, func(w io.Writer) {
-				rows := [][]string{{"VERSION", "STATE", "NOT BEFORE", "NOT AFTER", "KEY ID", "THUMBPRINT"}}
+				rows := [][]string{{"VERSION", "STATE", "NOT BEFORE", "NOT AFTER", "KEY ID", "THUMBPRINT", "NOTE"}}
 				for i, v := range list {
-					rows = append(rows, []string{number(v.Version), string(v.State), local(v.Certificate.NotBefore), local(v.Certificate.NotAfter), v.KeyID, views[i].Thumbprint})
+					note := "-"
+					if !v.Revoked.IsZero() {
+						note = "revoked " + local(v.Revoked) + ": " + string(v.Reason)
+					}
+					rows = append(rows, []string{number(v.Version), string(v.State), local(v.Certificate.NotBefore), local(v.Certificate.NotAfter), v.KeyID, views[i].Thumbprint, note})
 				}
 				table(w, rows)
 			})
@@ -305,6 +309,8 @@ type certVersionView struct {
 	Created     string `json:"created"`
 	NotBefore   string `json:"not_before"` // of the certificate
 	NotAfter    string `json:"not_after"`
+	Revoked     string `json:"revoked,omitempty"`
+	Reason      string `json:"reason,omitempty"` // why it was revoked
 	Subject     string `json:"subject"`
 	Issuer      string `json:"issuer"`
 	Certificate string `json:"certificate"` // PEM
@@ -312,11 +318,15 @@ type certVersionView struct {
 
 func viewCertVersion(name string, v *client.CertificateVersion) certVersionView {
 	x := v.Certificate
-	return certVersionView{
+	view := certVersionView{
 		Key: keyspec.Ref{Name: keyspec.Name(name), Version: keyspec.Version(v.Version)}.String(), Version: v.Version, State: string(v.State), KeyID: v.KeyID,
 		Thumbprint: packet.ThumbprintText(v.Thumbprint()), Created: v.Created.Format(time.RFC3339), NotBefore: x.NotBefore.UTC().Format(time.RFC3339),
 		NotAfter: x.NotAfter.UTC().Format(time.RFC3339), Subject: x.Subject.String(), Issuer: x.Issuer.String(), Certificate: string(pemBlock("CERTIFICATE", x.Raw)),
 	}
+	if !v.Revoked.IsZero() {
+		view.Revoked, view.Reason = v.Revoked.UTC().Format(time.RFC3339), string(v.Reason)
+	}
+	return view
 }
 
 func newCertSelfSign(a *app) *cobra.Command {
@@ -407,7 +417,7 @@ func (a *app) chain(ctx context.Context, key string) ([][]byte, error) {
 		return nil, err
 	}
 	if len(r.Chain) == 0 {
-		return nil, withHint(fmt.Errorf("%s has no certificate", key), "kmsctl cert self-sign %[1]s where the key signs, kmsctl cert get %[1]s for a key of an application, else kmsctl cert issue %[1]s --issuer CA, or kmsctl cert attach %[1]s; symmetric keys have none", key)
+		return nil, withHint(fmt.Errorf("%s has no certificate", key), "kmsctl cert self-sign %[1]s where the key signs, kmsctl cert get %[1]s for a key of an application, kmsctl cert upload %[1]s --in FILE for one whose certificate comes from outside, else kmsctl cert issue %[1]s --issuer CA, or kmsctl cert attach %[1]s; symmetric keys have none", key)
 	}
 	return r.Chain, nil
 }

@@ -237,7 +237,7 @@ func handleCertList(c *call) (proto.Message, error) {
 			}
 			reply.Certificates = append(reply.Certificates, proto.CertVersion{
 				Version: uint32(v.Version), State: string(v.State), KeyID: v.KeyID, Created: seconds(v.Created), NotBefore: seconds(v.NotBefore), Expires: seconds(v.Expires),
-				Certificate: v.Chain[0],
+				Revoked: seconds(v.Revoked), Reason: string(v.Reason), Certificate: v.Chain[0],
 			})
 		}
 	}

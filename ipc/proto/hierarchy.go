@@ -129,6 +129,8 @@ type CertVersion struct {
 	Created     int64
 	NotBefore   int64 // of the version; the certificate has dates of its own
 	Expires     int64
+	Revoked     int64  // when it was revoked, 0: it was not
+	Reason      string // why
 	Certificate []byte // DER, without its chain
 }
 
@@ -233,6 +235,8 @@ func (m *CertVersion) fields(f *fields) {
 	f.i64("created", &m.Created)
 	f.i64("not_before", &m.NotBefore)
 	f.i64("expires", &m.Expires)
+	f.i64("revoked", &m.Revoked)
+	f.str("reason", &m.Reason, maxWord)
 	f.bin("certificate", &m.Certificate, maxCertificate)
 }
 

@@ -443,7 +443,9 @@ type VersionCertificate struct {
 	State                       keyspec.State
 	KeyID                       string // MOSIP's kid
 	Created, NotBefore, Expires time.Time
-	Chain                       [][]byte // DER, leaf first; empty when there is none
+	Revoked                     time.Time      // zero: it is not
+	Reason                      keyspec.Reason // why it was revoked
+	Chain                       [][]byte       // DER, leaf first; empty when there is none
 }
 
 // Certificates returns the certificates of the versions of a key, the newest first, those that have expired too: at most limit of those
@@ -467,7 +469,7 @@ func (e *Engine) Certificates(ctx context.Context, c *Caller, name keyspec.Name,
 			if len(stored.SPKI) == 0 {
 				return fmt.Errorf("%w: a symmetric key has no certificate", ErrUnsupported)
 			}
-			list = append(list, VersionCertificate{v.Number, state, KeyID(key, v, stored), v.Created, v.NotBefore, v.Expires, stored.Chain})
+			list = append(list, VersionCertificate{v.Number, state, KeyID(key, v, stored), v.Created, v.NotBefore, v.Expires, v.Revoked, v.Reason, stored.Chain})
 		}
 		return nil
 	})

@@ -119,7 +119,7 @@ func (u *use) placeOf(name keyspec.Name, symmetric bool) (*place, error) {
 	case name.IsModule():
 		p.rank, p.profile, p.issuer = rankModule, mechanism.ProfileMOSIPModule, RootName
 	case namespace == string(RootName):
-		return nil, fmt.Errorf("%w: the root has no other keys", ErrNotMade)
+		return nil, &Remedied{fmt.Errorf("%w: the root has no other keys", ErrNotMade), "name a key of an application: kmsctl app list"}
 	case sign != nil:
 		if symmetric {
 			return nil, fmt.Errorf("%w: %s is a sign key", ErrInput, name)
@@ -147,7 +147,7 @@ func (u *use) placeOf(name keyspec.Name, symmetric bool) (*place, error) {
 // refused says why no key is ever made by itself for a name, or nil.
 func (p *place) refused() error {
 	if namespace := p.name.Namespace(); p.rank == rankBase && (namespace == "KERNEL" || namespace == "PARTNER") {
-		return fmt.Errorf("%w: %s has no base keys", ErrNotMade, namespace)
+		return &Remedied{fmt.Errorf("%w: %s has no base keys", ErrNotMade, namespace), "name a key of another application (kmsctl app list); sign keys are made by kmsctl master generate, as " + string(namespace) + "/SIGN"}
 	}
 	return nil
 }
