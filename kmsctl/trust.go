@@ -207,8 +207,8 @@ func (a *app) printTrust(list []trustView, domain string) error {
 // minPrefix is how much of a fingerprint has to be given, in hexadecimal digits.
 const minPrefix = 8
 
-// inDomain finds what of a domain has a fingerprint that begins with prefix.
-func (a *app) inDomain(ctx context.Context, domain, prefix string) (*trustView, error) {
+// inDomain finds what of a domain has a fingerprint that begins with prefix: one certificate, which can have two roles, or one list.
+func (a *app) inDomain(ctx context.Context, domain, prefix string) ([]trustView, error) {
 	prefix = strings.ToLower(strings.ReplaceAll(prefix, ":", ""))
 	if len(prefix) < minPrefix || strings.Trim(prefix, "0123456789abcdef") != "" {
 		return nil, usagef("%q is not a SHA-256, or its first %d or more hexadecimal digits", prefix, minPrefix)
@@ -222,13 +222,14 @@ func (a *app) inDomain(ctx context.Context, domain, prefix string) (*trustView, 
 		return nil, err
 	}
 	list = slices.DeleteFunc(list, func(v trustView) bool { return !strings.HasPrefix(v.SHA256, prefix) })
-	switch len(list) {
-	case 0:
-		return nil, withHint(fmt.Errorf("nothing in %s has the SHA-256 %s", strings.ToUpper(domain), prefix), "kmsctl trust list %s", domain)
-	case 1:
-		return &list[0], nil
+	if len(list) == 0 {
+		err := fmt.Errorf("nothing in %s has the SHA-256 %s", strings.ToUpper(domain), prefix)
+		return nil, withHint(err, "kmsctl trust list %s, kmsctl partner list %s", domain, domain)
 	}
-	return nil, fmt.Errorf("%d have a SHA-256 that begins with %s: give more of it", len(list), prefix)
+	if slices.ContainsFunc(list, func(v trustView) bool { return v.SHA256 != list[0].SHA256 }) {
+		return nil, fmt.Errorf("%d have a SHA-256 that begins with %s: give more of it", len(list), prefix)
+	}
+	return list, nil
 }
 
 func newTrustShow(a *app) *cobra.Command {
@@ -236,10 +237,11 @@ func newTrustShow(a *app) *cobra.Command {
 		Use:   "show DOMAIN SHA256",
 		Short: "Show a certificate or a revocation list of a domain",
 		RunE: func(c *cobra.Command, args []string) error {
-			v, err := a.inDomain(c.Context(), args[0], args[1])
+			list, err := a.inDomain(c.Context(), args[0], args[1])
 			if err != nil {
 				return err
 			}
+			v := &list[0]
 			return a.print(v, func(w io.Writer) {
 				entries := ""
 				if v.Role == "crl" {
@@ -400,17 +402,22 @@ verdict in the domain goes by it. Once it has run out, what the CA has issued is
 
 // removeTrust takes something out of a domain.
 func (a *app) removeTrust(ctx context.Context, domain, prefix string, sure *confirmFlags, fit func(role string) bool) error {
-	v, err := a.inDomain(ctx, domain, prefix)
+	list, err := a.inDomain(ctx, domain, prefix)
 	if err != nil {
 		return err
 	}
-	if !fit(v.Role) {
-		return usagef("%s is a %s", v.SHA256[:16], v.Role)
+	short, found := list[0].SHA256[:16], list[0].Role
+	list = slices.DeleteFunc(list, func(v trustView) bool { return !fit(v.Role) })
+	if len(list) == 0 {
+		return usagef("%s is a %s", short, found)
 	}
-	short := v.SHA256[:16]
-	what := v.Subject + " is not trusted in " + strings.ToUpper(domain) + " any more, nor what it has issued."
+	v, role := list[0], list[0].Role
+	if len(list) > 1 {
+		role = "" // both
+	}
+	what := v.Subject + " will not be trusted in " + strings.ToUpper(domain) + " any more, nor what it has issued."
 	if v.Role == "crl" {
-		what = "What " + v.Issuer + " has revoked is trusted in " + strings.ToUpper(domain) + " again."
+		what = "What " + v.Issuer + " has revoked will be trusted in " + strings.ToUpper(domain) + " again."
 	}
 	if err := sure.confirm(what, short); err != nil {
 		return err
@@ -420,7 +427,7 @@ func (a *app) removeTrust(ctx context.Context, domain, prefix string, sure *conf
 		return fmt.Errorf("%q is not a SHA-256", v.SHA256)
 	}
 	err = a.with(ctx, func(ctx context.Context, cl *client.Client) error {
-		return cl.RemoveTrust(ctx, domain, v.Role, [sha256.Size]byte(sum))
+		return cl.RemoveTrust(ctx, domain, role, [sha256.Size]byte(sum))
 	})
 	if err != nil {
 		return err
