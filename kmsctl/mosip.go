@@ -15,6 +15,7 @@ import (
 	"github.com/kmsd-project/kmsd/client/pkix"
 	"github.com/kmsd-project/kmsd/ipc/proto"
 	"github.com/kmsd-project/kmsd/keystore/keyspec"
+	"github.com/kmsd-project/kmsd/kmsctl/mosipdb"
 )
 
 func newMosip(a *app) *cobra.Command {
@@ -38,10 +39,14 @@ func (f *hierarchyFlags) name() (string, error) {
 	if f.ref != "" {
 		name += "/" + f.ref
 	}
-	if _, err := keyspec.ParseName(name); err != nil {
+	if _, err := keyspec.ParseName(name); err == nil {
+		return name, nil
+	}
+	imported, err := mosipdb.KeyName(f.app, f.ref) // a reference that a name cannot hold
+	if err != nil {
 		return "", asUsage(err)
 	}
-	return name, nil
+	return string(imported), nil
 }
 
 // payloadFlags say which kind of payload it is.

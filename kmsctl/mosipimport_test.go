@@ -13,7 +13,6 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
-	"github.com/kmsd-project/kmsd/kmsctl/mosipdb"
 	"github.com/kmsd-project/kmsd/kmsctl/mosipdb/mosipdbtest"
 )
 
@@ -38,13 +37,10 @@ func deploymentCommand(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	script := "set -e\n"
 	for i, s := range d.Samples {
-		name, err := mosipdb.KeyName(s.Application, s.Reference)
-		ts.Check(err)
-		app, ref, _ := strings.Cut(string(name), "/")
 		base := filepath.Join(dir, fmt.Sprintf("sample-%d", i))
 		ts.Check(os.WriteFile(base+".in", s.Payload, 0o644))
 		ts.Check(os.WriteFile(base+".txt", s.Plain, 0o644))
-		script += fmt.Sprintf("kmsctl mosip decrypt --app %s --ref %s --raw --in %s.in --out %[3]s.out --force\ncmp %[3]s.out %[3]s.txt\n", app, ref, base)
+		script += fmt.Sprintf("kmsctl mosip decrypt --app %s --ref '%s' --raw --in %s.in --out %[3]s.out --force\ncmp %[3]s.out %[3]s.txt\n", s.Application, s.Reference, base)
 	}
 	ts.Check(os.WriteFile(filepath.Join(dir, "decrypt.sh"), []byte(script), 0o755))
 	ts.Check(os.WriteFile(filepath.Join(dir, "password"), []byte(mosipdbtest.Password+"\n"), 0o600))

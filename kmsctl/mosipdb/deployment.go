@@ -3,6 +3,7 @@ package mosipdb
 import (
 	"bytes"
 	"cmp"
+	"crypto/ecdsa"
 	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
@@ -387,15 +388,11 @@ func (b *builder) key(app, ref string, list []*alias) *Key {
 	}
 	// The order of the rows in the file says nothing: PostgreSQL moves a row that was changed.
 	slices.SortFunc(list, func(x, y *alias) int { return cmp.Or(x.generated.Compare(y.generated), strings.Compare(x.id, y.id)) })
-	seen := make(map[[32]byte]bool)
+	h := history{seen: make(map[[32]byte]int)}
 	for _, a := range list {
 		g, err := b.generation(k, a)
 		if err == nil && len(g.Certificate) > 0 {
-			sum := sha256.Sum256(g.Certificate)
-			if seen[sum] {
-				err = errors.New("another generation has the same certificate")
-			}
-			seen[sum] = true
+			err = h.add(b, k, g, a)
 		}
 		if err == nil && len(k.Generations) == keyspec.MaxVersions {
 			err = fmt.Errorf("the key has over %d generations", keyspec.MaxVersions)
@@ -415,6 +412,56 @@ func (b *builder) key(app, ref string, list []*alias) *Key {
 		}
 	}
 	return k
+}
+
+// history is what the generations of a key have in common.
+type history struct {
+	algorithm string
+	seen      map[[32]byte]int // public keys, with the index of their generation
+}
+
+// add refuses a generation that cannot be a version of the same key, as kmsd would the whole key.
+func (h *history) add(b *builder, k *Key, g *Generation, a *alias) error {
+	c, err := pkix.ParseCertificate(g.Certificate)
+	if err != nil {
+		return errors.New("its certificate cannot be read")
+	}
+	name := algorithm(c)
+	if h.algorithm = cmp.Or(h.algorithm, name); name != h.algorithm {
+		return fmt.Errorf("it is a key for %s among keys for %s: a key of kmsd has one algorithm", name, h.algorithm)
+	}
+	sum := sha256.Sum256(c.RawSubjectPublicKeyInfo)
+	at, ok := h.seen[sum]
+	if !ok {
+		h.seen[sum] = len(k.Generations)
+		return nil
+	}
+	if k.Kind != Foreign {
+		return errors.New("another generation has the same public key")
+	}
+	// A partner has renewed the certificate of its key. Nothing but the newer one is of use to encrypt to it.
+	b.problem(Notice, b.files[a], a.line, KeyAlias, slashed(k.Application, k.Reference), k.Generations[at].Alias, "a later certificate of the same key is imported in its place")
+	k.Generations = slices.Delete(k.Generations, at, at+1)
+	for other, i := range h.seen {
+		if i > at {
+			h.seen[other] = i - 1
+		}
+	}
+	h.seen[sum] = len(k.Generations)
+	return nil
+}
+
+func algorithm(c *x509.Certificate) string {
+	switch key := c.PublicKey.(type) {
+	case *rsa.PublicKey:
+		return fmt.Sprintf("RSA-%d", key.N.BitLen())
+	case *ecdsa.PublicKey:
+		if pkix.IsSecp256k1(key) {
+			return "secp256k1"
+		}
+		return key.Curve.Params().Name
+	}
+	return c.PublicKeyAlgorithm.String()
 }
 
 const (

@@ -3,9 +3,14 @@ package mosipdb_test
 import (
 	"bytes"
 	"cmp"
+	"crypto"
+	"crypto/rand"
+	"crypto/rsa"
 	"crypto/sha256"
+	"encoding/pem"
 	"errors"
 	"fmt"
+	"math/big"
 	"os"
 	"path/filepath"
 	"slices"
@@ -57,7 +62,7 @@ func read(t *testing.T, r *mosipdb.Reader, paths ...string) {
 
 // TestDeployment reads the same deployment from a dump and from CSV.
 func TestDeployment(t *testing.T) {
-	made, entries := deployment(t, mosipdbtest.Options{BaseKeys: 9, Pool: 2, Foreign: 2, Random: 5})
+	made, entries := deployment(t, mosipdbtest.Options{BaseKeys: 9, Pool: 4, Foreign: 2, Random: 5})
 	csv := mosipdb.NewReader()
 	for _, table := range []string{"key_store", "key_alias", "key_policy_def", "ca_cert_store", "data_encrypt_keystore"} {
 		read(t, csv, filepath.Join(made.Dir, table+".csv"))
@@ -308,9 +313,55 @@ func TestOtherModule(t *testing.T) {
 	}
 }
 
+// others writes rows for certificates of somebody else, the oldest first, and reads them.
+func others(t *testing.T, certificates ...[]byte) *mosipdb.Deployment {
+	t.Helper()
+	aliases, stored := "id,app_id,ref_id,key_gen_dtimes,key_expire_dtimes\n", "id,master_key,private_key,certificate_data\n"
+	for i, der := range certificates {
+		aliases += fmt.Sprintf("id%d,PARTNER,p,2025-01-%02d 00:00:00,2030-01-01 00:00:00\n", i, i+1)
+		stored += fmt.Sprintf("id%d,id%d,NA,\"%s\"\n", i, i, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+	}
+	r := mosipdb.NewReader()
+	for name, text := range map[string]string{"a": aliases, "s": stored} {
+		if err := r.Read(name, strings.NewReader(text)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return r.Deployment(nil, time.Now())
+}
+
+// TestRenewed: a partner that has renewed its certificate with the same key has one version of it, the newer; and a key has one algorithm.
+// kmsd would refuse the whole key.
+func TestRenewed(t *testing.T) {
+	make := func(key crypto.Signer, serial int64) []byte {
+		der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{SerialNumber: big.NewInt(serial)}, &x509.Certificate{}, key.Public(), key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return der
+	}
+	var keys []crypto.Signer
+	for _, bits := range []int{2048, 2048, 3072} {
+		key, err := rsa.GenerateKey(rand.Reader, bits)
+		if err != nil {
+			t.Fatal(err)
+		}
+		keys = append(keys, key)
+	}
+	first, second, third, newest := make(keys[0], 1), make(keys[1], 2), make(keys[0], 3), make(keys[0], 4)
+	d := others(t, first, second, third, newest)
+	if g := find(t, d, "PARTNER/p").Generations; d.Broken() > 0 || len(g) != 2 || !bytes.Equal(g[0].Certificate, second) || !bytes.Equal(g[1].Certificate, newest) || len(d.Problems) != 2 {
+		t.Errorf("%d generations, %+v", len(g), d.Problems)
+	}
+	d = others(t, first, make(keys[2], 5))
+	if g := find(t, d, "PARTNER/p").Generations; d.Broken() != 1 || len(g) != 1 || !strings.Contains(d.Problems[0].Reason, "RSA-3072 among keys for RSA-2048") {
+		t.Errorf("%d generations, %+v", len(g), d.Problems)
+	}
+}
+
 // TestSameTime: generations of one time have one order, whatever that of the rows is.
 func TestSameTime(t *testing.T) {
-	made, entries := deployment(t, mosipdbtest.Options{BaseKeys: 3, Pool: 1})
+	made, entries := deployment(t, mosipdbtest.Options{BaseKeys: 3, Pool: 4})
 	const name = "REGISTRATION/10001_100002"
 	var orders []string
 	for i := range 2 {
