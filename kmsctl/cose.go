@@ -243,6 +243,9 @@ and that somebody vouches for the signer, as "kmsctl jws verify" does it. A toke
 		Example: "  kmsctl --json cwt verify --domain AUTH --iss https://example.org --in token",
 		Args:    exactArgs(),
 		RunE: func(c *cobra.Command, args []string) error {
+			if expect.Leeway < 0 {
+				return usagef("--leeway is not negative")
+			}
 			token, err := a.readMessage(in, raw)
 			if err != nil {
 				return err

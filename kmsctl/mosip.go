@@ -266,7 +266,9 @@ func (a *app) decryptTo(ctx context.Context, in string, o outFlags, raw *rawFlag
 		return withHint(err, "name the key that it is for: MOSIP accepts any key of the application here, kmsd does not")
 	case errors.Is(err, client.ErrNotAvailable):
 		return withHint(err, "the key is not in this keystore, or you have no grant for it: kmsctl key find --certificate THUMBPRINT")
-	case errors.Is(err, packet.ErrDecryption), errors.Is(err, client.ErrDecryption):
+	case errors.Is(err, client.ErrDecryption): // in the same words, whichever part of the data it is that does not decrypt
+		return withHint(packet.ErrDecryption, "another key, --aad or --salt, or the data were changed")
+	case errors.Is(err, packet.ErrDecryption):
 		return withHint(err, "another key, --aad or --salt, or the data were changed")
 	case errors.Is(err, packet.ErrFormat):
 		return withHint(err, "is that what MOSIP or kmsctl encrypted? with --raw it is read as bytes, without as base64url")

@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"io"
 
 	"github.com/spf13/cobra"
@@ -17,6 +18,9 @@ func newPIN(a *app) *cobra.Command {
 
 // maxPINData is the longest plaintext in bytes.
 const maxPINData = 64 << 20
+
+// maxPINSealed is the longest ciphertext in bytes.
+const maxPINSealed = maxPINData + 1024
 
 // pinFlags are common to both ways.
 type pinFlags struct {
@@ -35,6 +39,14 @@ func (f *pinFlags) register(c *cobra.Command, what string) {
 	f.out.register(c)
 }
 
+// check refuses a number of iterations before the PIN is asked for.
+func (f *pinFlags) check() error {
+	if f.iterations < 1 || f.iterations > packet.MaxPINIterations {
+		return usagef("--iterations is 1 to %d, not %d", packet.MaxPINIterations, f.iterations)
+	}
+	return nil
+}
+
 func newPINEncrypt(a *app) *cobra.Command {
 	var f pinFlags
 	c := &cobra.Command{
@@ -46,6 +58,9 @@ that can be guessed is no protection of data that somebody has.`,
 		Example: "  kmsctl pin encrypt --pin-file pin --in data --out data.pin",
 		Args:    exactArgs(),
 		RunE: func(c *cobra.Command, args []string) error {
+			if err := f.check(); err != nil {
+				return err
+			}
 			data, err := a.readFile(f.in, maxPINData)
 			if err != nil {
 				return err
@@ -88,14 +103,20 @@ func newPINDecrypt(a *app) *cobra.Command {
 		Example: "  kmsctl pin decrypt --pin-file pin --in data.pin --out data",
 		Args:    exactArgs(),
 		RunE: func(c *cobra.Command, args []string) error {
+			if err := f.check(); err != nil {
+				return err
+			}
 			r, _, err := a.open(f.in)
 			if err != nil {
 				return err
 			}
 			defer r.Close()
-			sealed, err := io.ReadAll(io.LimitReader(f.raw.reader(r), maxPINData+1024))
+			sealed, err := io.ReadAll(io.LimitReader(f.raw.reader(r), maxPINSealed+1))
 			if err != nil {
 				return base64Error(err)
+			}
+			if len(sealed) > maxPINSealed {
+				return fmt.Errorf("%s is larger than %s", f.in, size(maxPINSealed))
 			}
 			pin, err := f.pin.read(a, "PIN")
 			if err != nil {

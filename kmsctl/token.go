@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"strings"
 	"time"
 
@@ -290,6 +291,10 @@ func plain(v any) any {
 	switch v := v.(type) {
 	case []byte:
 		return base64Of(v)
+	case float64:
+		if math.IsNaN(v) || math.IsInf(v, 0) {
+			return fmt.Sprint(v)
+		}
 	case []any:
 		list := make([]any, len(v))
 		for i := range v {

@@ -110,7 +110,7 @@ func TestPIN(t *testing.T) {
 			t.Errorf("PIN of %d bytes: %v", len(pin), err)
 		}
 	}
-	for _, n := range []int{-1, 0, maxPINIterations + 1} {
+	for _, n := range []int{-1, 0, MaxPINIterations + 1} {
 		if _, err := DecryptWithPIN([]byte("1"), sealed, n); !errors.Is(err, ErrFormat) {
 			t.Errorf("%d iterations: %v", n, err)
 		}

@@ -15,8 +15,10 @@ const (
 	// has to know it.
 	PINIterations = 100_000
 
-	maxPIN           = 4096 // bytes
-	maxPINIterations = 10_000_000
+	// MaxPINIterations bounds what a caller can be made to compute.
+	MaxPINIterations = 10_000_000
+
+	maxPIN = 4096 // bytes
 )
 
 // EncryptWithPIN encrypts plaintext under a key derived from a PIN:
@@ -77,8 +79,8 @@ func pinKey(pin, salt []byte, iterations int) ([]byte, error) {
 	if len(pin) == 0 || len(pin) > maxPIN {
 		return nil, fmt.Errorf("%w: a PIN of %d bytes; 1 to %d", ErrFormat, len(pin), maxPIN)
 	}
-	if iterations < 1 || iterations > maxPINIterations {
-		return nil, fmt.Errorf("%w: %d iterations; 1 to %d", ErrFormat, iterations, maxPINIterations)
+	if iterations < 1 || iterations > MaxPINIterations {
+		return nil, fmt.Errorf("%w: %d iterations; 1 to %d", ErrFormat, iterations, MaxPINIterations)
 	}
 	return pbkdf2.Key(sha512.New, string(pin), salt, iterations, keySize)
 }
