@@ -282,7 +282,7 @@ func newZKRewrap(a *app) *cobra.Command {
 		Short: "Take over a random key of another application",
 		Long: `Take over a random key of another application, as MOSIP's zkReEncryptRandomKey does: from the text encryptedRandomKey, the part that is for a key of this
 keystore is decrypted and wrapped by the AES key. What is written is that in standard base64, as MOSIP's table has it. With --keep it is kept here under the
-index, too, so that attributes of the other application can be decrypted.`,
+index, too, so that attributes of the other application can be decrypted; nothing is encrypted under it.`,
 		Example: "  kmsctl zk rewrap --key IDA/IDENTITY_CACHE --keep 4711 --in random-key.txt",
 		Args:    exactArgs(),
 		RunE: func(c *cobra.Command, args []string) error {

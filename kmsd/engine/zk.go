@@ -372,7 +372,7 @@ func (e *Engine) ZKDecrypt(ctx context.Context, c *Caller, name keyspec.Name, id
 }
 
 func errNoRandomKey(index uint32) error {
-	return fmt.Errorf("%w: there is no random key %d", ErrState, index)
+	return &Remedied{fmt.Errorf("%w: there is no random key %d", ErrState, index), "take it over: kmsctl zk import or zk rewrap --keep"}
 }
 
 // mayDecrypt asks the rules about the version of the key that a random key is wrapped by.
