@@ -122,6 +122,8 @@ has to be A/R: MOSIP's jwtDecrypt never takes a module key. With --key every ver
 			switch {
 			case errors.Is(err, jose.ErrDecryption), errors.Is(err, client.ErrDecryption):
 				return withHint(err, "another key, or the token was changed")
+			case errors.Is(err, client.ErrOtherRecipient):
+				return withHint(err, "name the key that it is for with --app and --ref")
 			case errors.Is(err, jose.ErrFormat):
 				return withHint(err, "is it an encrypted token in the compact serialization?")
 			case err != nil:

@@ -41,7 +41,7 @@ func newZKGenerate(a *app) *cobra.Command {
 		Short: "Make the random keys that are missing",
 		Long: `Make random keys until there are those with the indices below --count. They are kept in the store, each wrapped by the AES key. Done again it
 makes nothing.`,
-		Example: "  kmsctl key create KERNEL/IDENTITY_CACHE --alg aes-256-gcm\n  kmsctl zk generate",
+		Example: "  kmsctl master generate KERNEL/IDENTITY_CACHE\n  kmsctl zk generate",
 		Args:    exactArgs(),
 		RunE: func(c *cobra.Command, args []string) error {
 			p := a.waiting("making random keys")
