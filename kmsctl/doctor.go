@@ -202,7 +202,11 @@ func (a *app) examineExpiry(ctx context.Context, add func(result, check, detail,
 		if first.At <= now.Unix() {
 			result = "problem"
 		}
-		add(result, "expiry", fmt.Sprintf("%s for a person to see to, the first is %s: %s", plural(waiting, "thing"), first.Key, happening(first, now)), "kmsctl expiry --within 30d")
+		what := happening(first, now)
+		if first.Key != "" { // what others have issued is of no key
+			what = first.Key + ": " + what
+		}
+		add(result, "expiry", fmt.Sprintf("%s for a person to see to, the first: %s", plural(waiting, "thing"), what), "kmsctl expiry --within 30d")
 	}
 }
 

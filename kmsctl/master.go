@@ -33,8 +33,8 @@ func newMasterGenerate(a *app) *cobra.Command {
 ROOT; APP/SIGN, APP/EC_SECP256K1_SIGN, APP/EC_SECP256R1_SIGN and APP/ED25519_SIGN are sign keys; AES keys APP/REF have no certificate. Without --force a key that is
 current is shown as it is, so that this may be repeated. What was signed or encrypted with an older version can still be verified and decrypted.
 
-With --csr a request for an outside authority is written; what it issues is brought in with "kmsctl cert upload". The name of the
-holder is that of the application (kmsctl app show) where no flag says otherwise.`,
+With --csr a request for an outside authority is written; what it issues is brought in with "kmsctl cert upload". Given again it is for the
+same key, and the flags that name the holder have to be given again: where none says otherwise it is the application's (kmsctl app show).`,
 		Example: `  kmsctl master generate ROOT --protection hsm
   kmsctl master generate REGISTRATION
   kmsctl master generate KERNEL/SIGN --o Example --san dns:keys.example.org
