@@ -62,14 +62,58 @@ func (r *Recipient) Unwrap(ctx context.Context, thumbprint [32]byte, wrapped []b
 		return r.try(ctx, wrapped)
 	}
 	info, version, err := r.client.FindKey(ctx, "certificate-sha256", thumbprint[:])
-	if err != nil {
-		return nil, fmt.Errorf("key with the certificate %s: %w", packet.ThumbprintText(thumbprint), err)
+	var found keyspec.Ref
+	switch {
+	case err == nil:
+		found = keyspec.Ref{Name: keyspec.Name(info.Name), Version: version}
+	case !errors.Is(err, ErrNotAvailable):
+		return nil, err
 	}
-	found := keyspec.Ref{Name: keyspec.Name(info.Name), Version: version}
-	if found.Name != r.name && (found.Name == "" || found.Name != r.moduleKey()) {
-		return nil, fmt.Errorf("%w: %s, not %s", ErrOtherRecipient, found.Name, r.name)
+	if found.Name == "" || found.Name != r.name && found.Name != r.moduleKey() {
+		own, ownErr := r.holds(ctx, thumbprint)
+		switch {
+		case ownErr != nil:
+			return nil, ownErr
+		case own.Name != "":
+			found = own
+		case err != nil:
+			return nil, fmt.Errorf("key with the certificate %s: %w", packet.ThumbprintText(thumbprint), err)
+		default:
+			return nil, fmt.Errorf("%w: %s, not %s", ErrOtherRecipient, found.Name, r.name)
+		}
 	}
 	return r.open(ctx, found, wrapped)
+}
+
+// holds looks for a certificate among those that the recipient's own keys have now. Two keys may share one, and a look-up by it then gives
+// one of them, or none if that one is not for this caller. The zero Ref is none.
+func (r *Recipient) holds(ctx context.Context, thumbprint [32]byte) (keyspec.Ref, error) {
+	for _, name := range []keyspec.Name{r.name, r.moduleKey()} {
+		if name == "" {
+			continue
+		}
+		info, err := r.client.KeyInfo(ctx, string(name))
+		if errors.Is(err, ErrNotAvailable) {
+			continue
+		}
+		if err != nil {
+			return keyspec.Ref{}, err
+		}
+		for _, v := range info.Versions {
+			ref := keyspec.Ref{Name: name, Version: keyspec.Version(v.Version)}
+			if keyspec.State(v.State) == keyspec.Destroyed {
+				continue
+			}
+			chain, err := r.client.Chain(ctx, ref.String())
+			if err != nil && !errors.Is(err, ErrNotAvailable) && !errors.Is(err, ErrUnsupported) {
+				return keyspec.Ref{}, err
+			}
+			if len(chain) > 0 && packet.Thumbprint(chain[0]) == thumbprint {
+				return ref, nil
+			}
+		}
+	}
+	return keyspec.Ref{}, nil
 }
 
 // try opens what does not say for whom it is.

@@ -40,6 +40,33 @@ func addressed(t *testing.T, public *rsa.PublicKey, thumbprint, data, salt []byt
 	return slices.Concat(thumbprint, wrapped, []byte("#KEY_SPLITTER#"), aead.Seal(nil, salt, data, nil))
 }
 
+// TestRecipientsShare gives one certificate to two keys: what is encrypted to it is for both.
+func TestRecipientsShare(t *testing.T) {
+	c := dial(t, client.WithAdmin())
+	private, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := newLocal(t, private, x509.KeyUsageKeyEncipherment)
+	payload, err := packet.EncryptPayload(l.certificate, []byte("data"), packet.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"share1/x", "share2/x"} {
+		if _, err := c.Import(t.Context(), client.KeySpec{Name: name, Algorithm: "rsa-2048", Usage: []string{"decrypt"}}, l.pkcs8); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Attach(t.Context(), name, []*x509.Certificate{l.certificate}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{"share1/x", "share2/x"} {
+		if got, err := c.DecryptPayload(t.Context(), name, payload, packet.Options{}); err != nil || string(got) != "data" {
+			t.Errorf("%s: %q, %v", name, got, err)
+		}
+	}
+}
+
 // TestRecipient asks for payloads with the wrong and the right key of a hierarchy.
 func TestRecipient(t *testing.T) {
 	d := newDaemon(t)

@@ -233,7 +233,7 @@ packet is read twice, and nothing is written before it has been verified to its 
 			return packet.DecryptPayloadTo(ctx, recipient, w, f, f.size, options)
 		})
 	}
-	uses(c, proto.OpKeyFind, proto.OpKeyGet, proto.OpDecrypt)
+	uses(c, proto.OpKeyFind, proto.OpKeyGet, proto.OpCertGet, proto.OpDecrypt)
 	key.register(c)
 	c.MarkFlagRequired("app")
 	if !packets {
