@@ -19,7 +19,7 @@ require (
 	golang.org/x/term v0.47.0
 )
 
-require github.com/decred/dcrd/dcrec/secp256k1/v4 v4.4.1 // indirect
+require github.com/decred/dcrd/dcrec/secp256k1/v4 v4.4.1
 
 require (
 	filippo.io/hpke v0.4.0 // indirect
