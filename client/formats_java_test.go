@@ -191,29 +191,8 @@ func (l *local) der() []byte {
 }
 
 // SignJWS makes it a jose.Signer.
-func (l *local) SignJWS(_ context.Context, a jose.Algorithm, input []byte) ([]byte, error) {
-	digest := input
-	if a.Hash() != 0 {
-		h := a.Hash().New()
-		h.Write(input)
-		digest = h.Sum(nil)
-	}
-	switch k := l.key.(type) {
-	case *ecdsa.PrivateKey:
-		r, s, err := ecdsa.Sign(rand.Reader, k, digest)
-		if err != nil {
-			return nil, err
-		}
-		size := (k.Curve.Params().BitSize + 7) / 8
-		return append(r.FillBytes(make([]byte, size)), s.FillBytes(make([]byte, size))...), nil
-	case *rsa.PrivateKey:
-		if a[0] == 'P' {
-			return k.Sign(rand.Reader, digest, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash, Hash: a.Hash()})
-		}
-		return k.Sign(nil, digest, a.Hash())
-	default:
-		return k.Sign(nil, digest, crypto.Hash(0))
-	}
+func (l *local) SignJWS(ctx context.Context, a jose.Algorithm, input []byte) ([]byte, error) {
+	return jose.KeySigner{Signer: l.key}.SignJWS(ctx, a, input)
 }
 
 // Unwrap makes it a packet.Unwrapper and a jose.Unwrapper.

@@ -27,29 +27,8 @@ import (
 // keyHolder signs with a key in this process.
 type keyHolder struct{ key crypto.Signer }
 
-func (h keyHolder) SignJWS(_ context.Context, a jose.Algorithm, input []byte) ([]byte, error) {
-	digest := input
-	if a.Hash() != 0 {
-		w := a.Hash().New()
-		w.Write(input)
-		digest = w.Sum(nil)
-	}
-	switch k := h.key.(type) {
-	case *ecdsa.PrivateKey:
-		r, s, err := ecdsa.Sign(rand.Reader, k, digest)
-		if err != nil {
-			return nil, err
-		}
-		size := (k.Curve.Params().BitSize + 7) / 8
-		return append(r.FillBytes(make([]byte, size)), s.FillBytes(make([]byte, size))...), nil
-	case *rsa.PrivateKey:
-		if a[0] == 'P' {
-			return k.Sign(rand.Reader, digest, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash, Hash: a.Hash()})
-		}
-		return k.Sign(nil, digest, a.Hash())
-	default:
-		return k.Sign(nil, digest, crypto.Hash(0))
-	}
+func (h keyHolder) SignJWS(ctx context.Context, a jose.Algorithm, input []byte) ([]byte, error) {
+	return jose.KeySigner{Signer: h.key}.SignJWS(ctx, a, input)
 }
 
 func unhex(t testing.TB, s string) []byte {

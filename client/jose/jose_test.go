@@ -34,29 +34,8 @@ type keyHolder struct {
 	thumbprint [32]byte
 }
 
-func (h *keyHolder) SignJWS(_ context.Context, a Algorithm, input []byte) ([]byte, error) {
-	digest := input
-	if a.Hash() != 0 {
-		w := a.Hash().New()
-		w.Write(input)
-		digest = w.Sum(nil)
-	}
-	switch k := h.key.(type) {
-	case *ecdsa.PrivateKey:
-		r, s, err := ecdsa.Sign(rand.Reader, k, digest)
-		if err != nil {
-			return nil, err
-		}
-		size := (k.Curve.Params().BitSize + 7) / 8
-		return append(r.FillBytes(make([]byte, size)), s.FillBytes(make([]byte, size))...), nil
-	case *rsa.PrivateKey:
-		if a[0] == 'P' {
-			return k.Sign(rand.Reader, digest, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash, Hash: a.Hash()})
-		}
-		return k.Sign(nil, digest, a.Hash())
-	default:
-		return k.Sign(nil, digest, crypto.Hash(0))
-	}
+func (h *keyHolder) SignJWS(ctx context.Context, a Algorithm, input []byte) ([]byte, error) {
+	return KeySigner{Signer: h.key}.SignJWS(ctx, a, input)
 }
 
 func (h *keyHolder) Unwrap(_ context.Context, thumbprint [32]byte, wrapped []byte) ([]byte, error) {
