@@ -74,29 +74,14 @@ func TestKillDuringForceAndRotation(t *testing.T) {
 	}
 	var acks []string
 	for range kills {
-		cmd := exec.Command(os.Args[0], "-test.run=^TestCrashWriter$")
-		cmd.Env = append(os.Environ(), crashDir+"="+h.dir)
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		time.AfterFunc(30*time.Second, func() { cmd.Process.Kill() })
-		lines, first := bufio.NewScanner(out), true
-		for lines.Scan() {
-			if !strings.HasPrefix(lines.Text(), "made ") {
-				t.Errorf("the other process: %s", lines.Text())
-				continue
+		killed(t, "TestCrashWriter", crashDir+"="+h.dir, 400*time.Millisecond, func(line string) bool {
+			if !strings.HasPrefix(line, "made ") {
+				t.Errorf("the other process: %s", line)
+				return false
 			}
-			acks = append(acks, lines.Text())
-			if first {
-				first = false
-				time.AfterFunc(time.Duration(rand.IntN(400_000))*time.Microsecond, func() { cmd.Process.Kill() })
-			}
-		}
-		cmd.Wait()
+			acks = append(acks, line)
+			return true
+		})
 	}
 	if len(acks) < kills {
 		t.Fatalf("only %d acts by %d processes", len(acks), kills)
@@ -177,4 +162,28 @@ func TestKillDuringForceAndRotation(t *testing.T) {
 	h.checkChain(h.base("REGISTRATION/x"))
 	h.checkChain(h.master(Master{Name: "KERNEL", Force: true}))
 	t.Logf("%d kills, %d acts acknowledged, %d versions", kills, len(acks), versions)
+}
+
+// killed runs a test of this program in a process of its own, with one more variable in its environment, and kills it within some time after
+// the first of its lines for which begun returns true.
+func killed(t *testing.T, test, variable string, within time.Duration, begun func(line string) bool) {
+	t.Helper()
+	cmd := exec.Command(os.Args[0], "-test.run=^"+test+"$")
+	cmd.Env = append(os.Environ(), variable)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	time.AfterFunc(30*time.Second, func() { cmd.Process.Kill() })
+	lines, first := bufio.NewScanner(out), true
+	for lines.Scan() {
+		if begun(lines.Text()) && first {
+			first = false
+			time.AfterFunc(rand.N(within), func() { cmd.Process.Kill() })
+		}
+	}
+	cmd.Wait()
 }

@@ -1,12 +1,9 @@
 package engine
 
 import (
-	"bufio"
 	"bytes"
 	"fmt"
-	"math/rand/v2"
 	"os"
-	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -79,29 +76,14 @@ func TestKillDuringRenewal(t *testing.T) {
 	}
 	acks := make(map[string]bool)
 	for range kills {
-		cmd := exec.Command(os.Args[0], "-test.run=^TestRenewalWriter$")
-		cmd.Env = append(os.Environ(), renewalDir+"="+h.dir)
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		time.AfterFunc(30*time.Second, func() { cmd.Process.Kill() })
-		lines, first := bufio.NewScanner(out), true
-		for lines.Scan() {
-			switch line := lines.Text(); {
-			case strings.HasPrefix(line, "revoked "):
-				acks[strings.TrimPrefix(line, "revoked ")] = true
-			case line != "begun":
+		killed(t, "TestRenewalWriter", renewalDir+"="+h.dir, 1500*time.Millisecond, func(line string) bool {
+			if number, revoked := strings.CutPrefix(line, "revoked "); revoked {
+				acks[number] = true
+			} else if line != "begun" {
 				t.Errorf("the other process: %s", line)
-			case first:
-				first = false
-				time.AfterFunc(time.Duration(rand.IntN(1_500_000))*time.Microsecond, func() { cmd.Process.Kill() })
 			}
-		}
-		cmd.Wait()
+			return line == "begun"
+		})
 	}
 	h = reopened(t, h.dir)
 	s := h.store.Load()
