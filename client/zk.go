@@ -88,6 +88,9 @@ func (c *Client) ZKRewrap(ctx context.Context, key, randomKey string, keep *uint
 		if err != nil {
 			return nil, err
 		}
+		if keyspec.Origin(info.Origin) == keyspec.Foreign { // it is there to be encrypted to
+			continue
+		}
 		p := &proto.ZKRewrap{Key: key, From: keyspec.Ref{Name: keyspec.Name(info.Name), Version: version}.String(), Wrapped: block}
 		if keep != nil {
 			p.Keep, p.Index = true, *keep

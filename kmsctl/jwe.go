@@ -120,8 +120,8 @@ has to be A/R: MOSIP's jwtDecrypt never takes a module key. With --key every ver
 				return err
 			})
 			switch {
-			case errors.Is(err, jose.ErrDecryption), errors.Is(err, client.ErrDecryption):
-				return withHint(err, "another key, or the token was changed")
+			case errors.Is(err, jose.ErrDecryption), errors.Is(err, client.ErrDecryption): // in the same words, whichever part of the token does not decrypt
+				return withHint(jose.ErrDecryption, "another key, or the token was changed")
 			case errors.Is(err, client.ErrOtherRecipient):
 				return withHint(err, "name the key that it is for with --app and --ref")
 			case errors.Is(err, jose.ErrFormat):

@@ -5,11 +5,13 @@ import (
 	"crypto"
 	"crypto/sha256"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"net/url"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -56,6 +58,13 @@ differs is refused.`,
 			if m.hsm != (m.certificates != "") {
 				return usagef("--hsm and --certificates go together")
 			}
+			if report != "" && !out.force {
+				if _, err := os.Lstat(report); err == nil { // not after an hour of work
+					if out.force = unfinished(report); !out.force {
+						return withHint(fmt.Errorf("%s exists", report), "choose another --report, or replace it with --force")
+					}
+				}
+			}
 			defer m.wipe()
 			err := m.run(c.Context(), &password)
 			if report != "" && len(m.report.Files) > 0 {
@@ -81,7 +90,7 @@ differs is refused.`,
 	f.BoolVar(&m.dryRun, "dry-run", false, "read and compare everything, and change nothing")
 	f.BoolVar(&m.skipBroken, "skip-broken", false, "leave out what cannot be imported")
 	f.StringVar(&report, "report", "", "write the report to this file as well, as JSON")
-	f.BoolVar(&out.force, "force", false, "replace the file of --report")
+	f.BoolVar(&out.force, "force", false, "replace the file of --report, whatever it is; an unfinished report is replaced without")
 	password.register(c, "password", "the password of the PKCS#12 file")
 	c.MarkFlagRequired("from")
 	c.MarkFlagsMutuallyExclusive("keystore", "hsm")
@@ -102,6 +111,13 @@ type importReport struct {
 	RandomKeys   outcomeCounts     `json:"random_keys"`
 	Failures     []importFailure   `json:"failures"`
 	Seconds      float64           `json:"seconds"`
+}
+
+// unfinished reports whether a file is the report of a dry run or of an import that was not completed, which the next one replaces.
+func unfinished(path string) bool {
+	b, err := os.ReadFile(path)
+	var r importReport
+	return err == nil && json.Unmarshal(b, &r) == nil && r.Files != nil && (r.DryRun || !r.Complete)
 }
 
 // outcomeCounts counts what became of things of one kind.
@@ -388,7 +404,8 @@ func (m *migration) policy(ctx context.Context, daemon *client.Client, name stri
 		}
 	}
 	if !was.BuiltIn {
-		if next.Days == was.Days && next.PreExpireDays == was.PreExpireDays && next.BaseDays == was.BaseDays && next.Inactive == was.Inactive {
+		if next.Days == was.Days && next.PreExpireDays == was.PreExpireDays && next.BaseDays == was.BaseDays && next.BasePreExpireDays == was.BasePreExpireDays &&
+			next.Inactive == was.Inactive {
 			return "present", nil
 		}
 		return outcomeFailed, &client.Error{Code: proto.CodeConflict, Message: "the application has other settings", Remedy: "kmsctl app show " + name}
