@@ -166,10 +166,15 @@ func (s *standing) replaceable(now time.Time) error {
 	return nil
 }
 
+// inactive is the refusal to make a key or a certificate for an application.
+func inactive(a *Application) error {
+	return &Remedied{fmt.Errorf("%w: application %s is not active", ErrState, a.Name), "kmsctl app set " + a.Name + " --active"}
+}
+
 // makeVersion makes a version of a key by the rules of its place, issuer and clock asked first. The caller has the turn of the name.
 func (u *use) makeVersion(s *standing, g *generation) (out *Certified, err error) {
 	if !s.place.app.Active() {
-		return nil, &Remedied{fmt.Errorf("%w: application %s is not active", ErrState, s.place.app.Name), "kmsctl app set " + s.place.app.Name + " --active"}
+		return nil, inactive(s.place.app)
 	}
 	if err := u.tick(u.ctx, u.store, u.now); err != nil {
 		return nil, err
@@ -248,6 +253,9 @@ func (u *use) rotateCertified(p *place) (*keystore.Key, error) {
 // certifyVersion issues a certificate for a version that there is, which is then valid as long as that: until a time or, when that is
 // zero, as long after its beginning as keys of its place are. What it was found by before stays valid.
 func (u *use) certifyVersion(p *place, key *keystore.Key, v *keystore.Version, h *Holder, until time.Time) (out *Certified, err error) {
+	if !p.app.Active() {
+		return nil, inactive(p.app)
+	}
 	if err := u.tick(u.ctx, u.store, u.now); err != nil {
 		return nil, err
 	}

@@ -332,6 +332,11 @@ func (u *use) sameSecret(key *keystore.Key, v *keystore.Version, m *Migration, g
 // bringIn commits the generations from first on.
 func (u *use) bringIn(m *Migration, p *place, key *keystore.Key, row *mechanism.Row, first int) (*keystore.Key, error) {
 	next := cloneKey(key)
+	if first > 0 {
+		if last, err := version(key, 0, u.now); err == nil && !last.Revoked.IsZero() {
+			delete(next.Labels, LabelNoReplace) // as when it is replaced here
+		}
+	}
 	for i := first; i < len(m.Generations); i++ {
 		if err := room(next); err != nil {
 			return nil, err

@@ -247,14 +247,17 @@ func (y *survey) keys(r *round) error {
 			switch {
 			case y.over(err):
 				return err
-			case err != nil && !isGone(err): // one of them that nobody can read holds up no other
+			case err != nil && !errors.Is(err, keystore.ErrNotFound): // one of them that nobody can read holds up no other
 				y.troubled(string(key.Name), keyspec.Ref{Name: key.Name}, "what becomes of it is not known: "+err.Error(), r)
 			case x != nil:
 				y.note(r, x)
 			}
 			refs, err := y.publishing(key, lists)
-			if y.over(err) {
+			switch {
+			case y.over(err):
 				return err
+			case err != nil && !errors.Is(err, keystore.ErrNotFound):
+				y.troubled("lists of "+string(key.Name), keyspec.Ref{Name: key.Name}, "its revocation lists were not looked at: "+err.Error(), r)
 			}
 			r.issuers = append(r.issuers, refs...)
 		}
@@ -305,16 +308,17 @@ func (e *Engine) renewAll(ctx context.Context, r *round) error {
 		return cmp.Or(cmp.Compare(slices.Index(ranks, a.rank), slices.Index(ranks, b.rank)), a.at.Compare(b.at), cmp.Compare(a.name, b.name))
 	})
 	stuck := make(map[keyspec.Name]int)
+	tried := 0
 	for i := range r.due {
 		d := &r.due[i]
-		if i == maxRenewals {
-			r.before(e.now())
-			break
-		}
 		below := "below " + string(d.issuer)
 		if again, _ := e.renewals.waiting(below); d.issuer != "" && e.now().Before(again) {
 			r.before(again)
 			continue
+		}
+		if tried++; tried > maxRenewals { // those that wait for their issuer take nobody's place
+			r.before(e.now())
+			break
 		}
 		begun := time.Now()
 		if err := e.yield(ctx); err != nil {
@@ -331,7 +335,7 @@ func (e *Engine) renewAll(ctx context.Context, r *round) error {
 			e.renewals.succeeded(string(d.name))
 			e.renewals.succeeded(below)
 			stuck[d.issuer] = 0
-		case isGone(err), errors.Is(err, ErrNotAvailable):
+		case errors.Is(err, keystore.ErrNotFound), errors.Is(err, ErrNotAvailable):
 			e.renewals.succeeded(string(d.name))
 		default:
 			e.troubled(string(d.name), keyspec.Ref{Name: d.name}, "it is due and was not renewed: "+err.Error(), r)

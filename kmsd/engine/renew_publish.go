@@ -63,7 +63,7 @@ func (e *Engine) publishAll(ctx context.Context, r *round) error {
 			return ctx.Err()
 		case errors.Is(err, ErrLocked), errors.Is(err, ErrNoStore), errors.Is(err, ErrClock):
 			return nil
-		case err != nil && !isGone(err) && !errors.Is(err, ErrNotAvailable):
+		case err != nil && !errors.Is(err, keystore.ErrNotFound) && !errors.Is(err, ErrNotAvailable):
 			e.troubled(what, ref, "its revocation list was not signed: "+err.Error(), r)
 		default:
 			e.renewals.succeeded(what)

@@ -469,6 +469,29 @@ func TestManyAreDue(t *testing.T) {
 	t.Logf("a look at %d keys of which none is due took %s", n, time.Since(begun))
 }
 
+// TestStuckIssuer: keys that wait for an issuer which cannot renew them take nobody else's place in a pass, and no pass follows at once.
+func TestStuckIssuer(t *testing.T) {
+	t.Parallel()
+	h := punctual(t)
+	h.hierarchy()
+	h.base("REGISTRATION/x")
+	h.clock.add(710 * day)
+	h.renewals.fail("below STUCK", "its device is away", h.clock.Now())
+	r := &round{next: h.clock.Now().Add(renewPeriod), due: []dueKey{{"REGISTRATION/x", "REGISTRATION", rankBase, h.clock.Now()}}}
+	for i := range maxRenewals + 1 {
+		r.due = append(r.due, dueKey{keyspec.Name(fmt.Sprintf("STUCK/%d", i)), "STUCK", rankBase, h.clock.Now().Add(-time.Hour)})
+	}
+	if err := h.renewAll(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	if n := h.currentVersion("REGISTRATION/x"); n != 2 {
+		t.Errorf("the key of another issuer has version %d", n)
+	}
+	if wait := r.next.Sub(h.clock.Now()); wait < firstRetry {
+		t.Errorf("the next pass follows after %s", wait)
+	}
+}
+
 // TestRequestsDuringRotation: of those who ask while the daemon rotates, all get the same new key or the old one, and one is made.
 func TestRequestsDuringRotation(t *testing.T) {
 	t.Parallel()

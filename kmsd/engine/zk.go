@@ -247,6 +247,28 @@ func zkError(err error) error {
 	return err
 }
 
+// maxChoices is how many random keys are tried before it is said that all are wrapped by versions that are out of use.
+const maxChoices = 64
+
+// chooseGood is choose among those that a version wraps which is fit for new data: not one that is revoked as compromised, suspended or about
+// to be destroyed.
+func (u *use) chooseGood(name keyspec.Name) (*zkEntry, error) {
+	for range maxChoices {
+		entry, err := u.choose(name)
+		if err != nil {
+			return nil, err
+		}
+		v, err := version(u.key, entry.Version, u.now)
+		if err != nil {
+			continue
+		}
+		if state := stateAt(u.key, v, u.now); v.DestroyAt.IsZero() && (state == keyspec.Active || state == keyspec.Deactivated) {
+			return entry, nil
+		}
+	}
+	return nil, &Remedied{fmt.Errorf("%w: the random keys of %s are wrapped by versions that are out of use", ErrState, name), "kmsctl zk generate with a higher --count"}
+}
+
 // ZKEncrypt encrypts attributes of the person id under a random key that is chosen by chance. It returns the index of that key, the
 // attributes in their order, and the random key itself encrypted to the certificate of each of the keys to: thumbprint (32), RSA-OAEP block.
 func (e *Engine) ZKEncrypt(ctx context.Context, c *Caller, name keyspec.Name, id string, attributes []ZKAttribute, to []keyspec.Name,
@@ -262,7 +284,7 @@ func (e *Engine) ZKEncrypt(ctx context.Context, c *Caller, name keyspec.Name, id
 		if len(to) > MaxZKRecipients {
 			return fmt.Errorf("%w: %d recipients; at most %d", ErrInput, len(to), MaxZKRecipients)
 		}
-		entry, err := u.choose(name)
+		entry, err := u.chooseGood(name)
 		if err != nil {
 			return err
 		}

@@ -300,6 +300,15 @@ func TestZKImport(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	// What a compromised version wraps is not chosen any more.
+	if _, err := h.Revoke(t.Context(), h.admin, keyspec.Ref{Name: name, Version: 1}, keyspec.KeyCompromise, ReplaceDefault); err != nil {
+		t.Fatal(err)
+	}
+	for range 100 {
+		if index, _, _, err := h.ZKEncrypt(t.Context(), h.app, name, "7", []ZKAttribute{{"a", []byte("more")}}, nil); err != nil || index == 4711 || index == 10 {
+			t.Fatalf("random key %d, %v", index, err)
+		}
+	}
 }
 
 // TestZKConcurrent has many add random keys at once.
